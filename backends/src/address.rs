@@ -1,0 +1,97 @@
+//! Where to connect to, or who is on the other end.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::SocketAddr as UnixAddr;
+
+use socket2::{Domain, SockAddr};
+
+use crate::error::Errno;
+
+/// A TCP or a Unix socket address.
+///
+/// ```
+/// use gaio_backends::Address;
+/// use std::net::SocketAddr;
+///
+/// let address: Address = SocketAddr::from(([127, 0, 0, 1], 7000)).into();
+/// assert_eq!(address.to_string(), "127.0.0.1:7000");
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Address {
+    /// An IP address and a port.
+    Ip(SocketAddr),
+    /// A path, an abstract name, or nothing.
+    Unix(UnixAddr),
+}
+
+impl Address {
+    /// The form that system calls take.
+    pub(crate) fn to_raw(&self) -> Result<SockAddr, Errno> {
+        match self {
+            Address::Ip(ip) => Ok(SockAddr::from(*ip)),
+            Address::Unix(unix) => unix_to_raw(unix).map_err(Errno::from),
+        }
+    }
+
+    pub(crate) fn from_raw(raw: &SockAddr) -> Option<Self> {
+        if let Some(ip) = raw.as_socket() {
+            return Some(Address::Ip(ip));
+        }
+        raw.as_unix().map(Address::Unix)
+    }
+
+    pub(crate) fn domain(&self) -> Domain {
+        match self {
+            Address::Ip(ip) => Domain::for_address(*ip),
+            Address::Unix(_) => Domain::UNIX,
+        }
+    }
+}
+
+fn unix_to_raw(unix: &UnixAddr) -> io::Result<SockAddr> {
+    if let Some(path) = unix.as_pathname() {
+        return SockAddr::unix(path);
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use std::ffi::OsStr;
+        #[cfg(target_os = "android")]
+        use std::os::android::net::SocketAddrExt;
+        #[cfg(target_os = "linux")]
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+
+        if let Some(name) = unix.as_abstract_name() {
+            let with_nul = [b"\0", name].concat();
+            return SockAddr::unix(OsStr::from_bytes(&with_nul));
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Ip(ip) => ip.fmt(f),
+            Address::Unix(unix) => match unix.as_pathname() {
+                Some(path) => write!(f, "{}", path.display()),
+                None => write!(f, "{unix:?}"),
+            },
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(ip: SocketAddr) -> Self {
+        Address::Ip(ip)
+    }
+}
+
+impl From<UnixAddr> for Address {
+    fn from(unix: UnixAddr) -> Self {
+        Address::Unix(unix)
+    }
+}

@@ -1,0 +1,318 @@
+//! What one attempt at each kind of operation does: the system call, what its outcome teaches
+//! about the socket, and whether the operation ends, goes on, or waits.
+
+use std::os::fd::AsFd;
+
+use socket2::SockAddr;
+
+use super::engine::Engine;
+use super::slot::{Cargo, Flags, Op, Source};
+use crate::buffer::Buffer;
+use crate::error::Errno;
+use crate::swap::SwapBuf;
+use crate::{Completion, Interest, Lane, Payload, Sink, sys};
+
+/// Reads of one stream in one turn, before others get theirs.
+const READS_PER_TURN: usize = 4;
+
+/// Connections accepted of one listener in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+impl Engine {
+    /// Attempts what runs on a lane, whether or not it is thought ready.
+    #[inline]
+    pub(super) fn attempt(&mut self, slot: u32, lane: Lane, sink: &mut impl Sink) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        entry.flags.set(Flags::tried(lane));
+        match entry.op(lane) {
+            Op::ReadSwap => self.read_swap(slot, sink),
+            Op::Write => self.write(slot, sink),
+            Op::Read => self.read_own(slot, sink),
+            Op::ReadStream => self.read_stream(slot, sink),
+            Op::Accept => self.accept(slot, false, sink),
+            Op::AcceptStream => self.accept(slot, true, sink),
+            Op::Connect => self.connect(slot, sink),
+            Op::Connecting => self.end_connect(slot, sink),
+            Op::Ready => self.check_ready(slot, lane, sink),
+            Op::Idle => {}
+        }
+    }
+
+    #[inline]
+    fn read_swap(&mut self, slot: u32, sink: &mut impl Sink) {
+        match self.take(slot) {
+            Some(Ok(Some(lease))) => {
+                if let Some(entry) = self.slots.get_mut(slot as usize) {
+                    entry.set_op(Lane::Read, Op::Idle);
+                }
+                sink.complete(leased(slot, lease, false));
+            }
+            Some(Ok(None)) => self.finish(slot, Lane::Read, Ok(0), sink),
+            Some(Err(errno)) => self.finish(slot, Lane::Read, Err(errno), sink),
+            None => {}
+        }
+    }
+
+    fn read_stream(&mut self, slot: u32, sink: &mut impl Sink) {
+        for _ in 0..READS_PER_TURN {
+            match self.take(slot) {
+                Some(Ok(Some(lease))) => sink.complete(leased(slot, lease, true)),
+                Some(Ok(None)) => return self.finish(slot, Lane::Read, Ok(0), sink),
+                Some(Err(errno)) => return self.finish(slot, Lane::Read, Err(errno), sink),
+                None => return,
+            }
+            let entry = self.slots.get(slot as usize);
+            if !entry.is_some_and(|entry| entry.can_run(Lane::Read)) {
+                return;
+            }
+            if !sink.wants_more() {
+                break;
+            }
+        }
+        self.enqueue(slot, Lane::Read);
+    }
+
+    /// One read into a swap buffer: bytes, the end, an error, or `None`: it has to wait.
+    #[inline]
+    fn take(&mut self, slot: u32) -> Option<Result<Option<SwapBuf>, Errno>> {
+        let entry = self.slots.get_mut(slot as usize)?;
+        let credit = match self.cargo.get(entry.cargo(Lane::Read) as usize) {
+            Some(Cargo::Credit(credit)) => Some(credit),
+            _ => None,
+        };
+        self.counts.reads += 1;
+        match self.cursor.read(entry.fd(), entry.source(), credit) {
+            Ok(taken) => {
+                let len = taken.lease.as_ref().map_or(0, |lease| lease.len());
+                entry.learn(Lane::Read, len, taken.asked);
+                Some(Ok(taken.lease))
+            }
+            Err(Errno(libc::EAGAIN)) => {
+                entry.flags.clear(Flags::READABLE);
+                None
+            }
+            Err(errno) => Some(Err(errno)),
+        }
+    }
+
+    fn read_own(&mut self, slot: u32, sink: &mut impl Sink) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let place = entry.cargo(Lane::Read) as usize;
+        let spare = match self.cargo.get_mut(place) {
+            Some(Cargo::Buffer { buffer, from }) => buffer.spare(*from).unwrap_or_default(),
+            _ => &mut [],
+        };
+        let asked = spare.len().min(sys::TRANSFER_MAX);
+        self.counts.reads += 1;
+        let read = match entry.source() {
+            // The system would answer 0, which means the end.
+            _ if asked == 0 => Err(Errno(libc::EINVAL)),
+            Source::Socket => sys::recv_into(entry.fd(), spare),
+            Source::File => sys::read_into(entry.fd(), spare),
+        };
+        match read {
+            Err(Errno(libc::EAGAIN)) => entry.flags.clear(Flags::READABLE),
+            _ => {
+                entry.learn(Lane::Read, read.unwrap_or(0), asked);
+                self.finish(slot, Lane::Read, read, sink);
+            }
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, slot: u32, sink: &mut impl Sink) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let (fd, source) = (entry.fd(), entry.source());
+        self.counts.writes += 1;
+        let (written, asked) = match self.cargo.get_mut(entry.cargo(Lane::Write) as usize) {
+            Some(Cargo::Buffer { buffer, from }) => {
+                let rest = buffer.get(*from..).unwrap_or_default();
+                let written = match source {
+                    Source::Socket => sys::send(fd, rest),
+                    Source::File => sys::write(fd, rest),
+                };
+                (written, rest.len())
+            }
+            Some(Cargo::Batch(batch)) => {
+                let written = match source {
+                    Source::Socket => sys::send_batch(fd, batch),
+                    Source::File => sys::write_batch(fd, batch),
+                };
+                (written, batch.len_bytes())
+            }
+            _ => (Err(Errno(libc::EINVAL)), 0),
+        };
+        match written {
+            Err(Errno(libc::EAGAIN)) => entry.flags.clear(Flags::WRITABLE),
+            Err(Errno(libc::ENOBUFS | libc::ENOMEM)) => self.retry_later(slot),
+            _ => {
+                // One call has its limit: less than all can be all that it takes.
+                let asked = asked.min(sys::TRANSFER_MAX);
+                entry.learn(Lane::Write, written.unwrap_or(0), asked);
+                self.finish(slot, Lane::Write, written, sink);
+            }
+        }
+    }
+
+    fn accept(&mut self, slot: u32, stream: bool, sink: &mut impl Sink) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(entry) = self.slots.get_mut(slot as usize) else {
+                return;
+            };
+            self.counts.accepts += 1;
+            match sys::accept(entry.fd()) {
+                Ok(socket) => {
+                    if !stream {
+                        entry.set_op(Lane::Read, Op::Idle);
+                    }
+                    sink.complete(Completion {
+                        slot,
+                        lane: Lane::Read,
+                        more: stream,
+                        result: Ok(0),
+                        payload: Payload::Socket(socket),
+                    });
+                    if !stream {
+                        return;
+                    }
+                    if !sink.wants_more() {
+                        break;
+                    }
+                }
+                Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
+                Err(errno) if concerns_one_connection(errno) => {}
+                Err(errno) => return self.finish(slot, Lane::Read, Err(errno), sink),
+            }
+        }
+        self.enqueue(slot, Lane::Read);
+    }
+
+    fn connect(&mut self, slot: u32, sink: &mut impl Sink) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let place = entry.cargo(Lane::Write) as usize;
+        let (Some(socket), Some(Cargo::Address(to))) = (&entry.socket, self.cargo.get(place))
+        else {
+            return;
+        };
+        // A socket that is not connected polls as ended: that says nothing of what comes now.
+        entry.flags.clear(Flags::ALL_READY);
+        self.counts.accepts += 1;
+        match sys::connect_nonblocking(socket.as_fd(), to) {
+            Ok(()) => {
+                entry.flags.set(Flags::WRITABLE);
+                self.finish(slot, Lane::Write, Ok(0), sink);
+            }
+            Err(Errno(libc::EINPROGRESS | libc::EALREADY | libc::EINTR)) => {
+                entry.set_op(Lane::Write, Op::Connecting);
+            }
+            Err(Errno(libc::EAGAIN)) if SockAddr::is_unix(to) => self.retry_later(slot),
+            Err(errno) => {
+                // What the socket is now will show at the next attempt of anything.
+                entry.flags.set(Flags::ALL_READY);
+                self.finish(slot, Lane::Write, Err(errno), sink);
+            }
+        }
+    }
+
+    fn end_connect(&mut self, slot: u32, sink: &mut impl Sink) {
+        let Some(entry) = self.slots.get(slot as usize) else {
+            return;
+        };
+        let Some(socket) = &entry.socket else {
+            return;
+        };
+        self.counts.others += 1;
+        let result = sys::connect_result(socket.as_fd()).map(|()| 0);
+        self.finish(slot, Lane::Write, result, sink);
+    }
+
+    fn check_ready(&mut self, slot: u32, lane: Lane, sink: &mut impl Sink) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let interest = match lane {
+            Lane::Read => Interest::Readable,
+            Lane::Write => Interest::Writable,
+        };
+        self.counts.others += 1;
+        match sys::is_ready(entry.fd(), interest) {
+            Ok(false) => entry.flags.clear(Flags::ready(lane)),
+            Ok(true) => self.finish(slot, lane, Ok(0), sink),
+            Err(errno) => self.finish(slot, lane, Err(errno), sink),
+        }
+    }
+
+    /// Plans an attempt of the write lane that no event will trigger.
+    #[cold]
+    fn retry_later(&mut self, slot: u32) {
+        if let Some(entry) = self.slots.get_mut(slot as usize)
+            && !entry.flags.has(Flags::RETRYING)
+        {
+            entry.flags.set(Flags::RETRYING);
+            self.retries.plan(slot);
+        }
+    }
+
+    /// Ends an operation and gives back what it carried.
+    #[inline]
+    pub(super) fn finish(
+        &mut self,
+        slot: u32,
+        lane: Lane,
+        result: Result<usize, Errno>,
+        sink: &mut impl Sink,
+    ) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        let op = entry.op(lane);
+        entry.set_op(lane, Op::Idle);
+        let cargo = self.cargo.try_remove(entry.cargo(lane) as usize);
+        sink.complete(Completion {
+            slot,
+            lane,
+            more: false,
+            result,
+            payload: cargo.map_or(Payload::None, |cargo| {
+                cargo.give_back(op, result.unwrap_or(0))
+            }),
+        });
+    }
+}
+
+#[inline]
+fn leased(slot: u32, lease: SwapBuf, more: bool) -> Completion {
+    Completion {
+        slot,
+        lane: Lane::Read,
+        more,
+        result: Ok(lease.len()),
+        payload: Payload::Buffer(Buffer::from(lease)),
+    }
+}
+
+/// Whether an error of `accept(2)` is the fate of one connection, or of the network behind it,
+/// so that the next one may do better.
+fn concerns_one_connection(Errno(errno): Errno) -> bool {
+    matches!(
+        errno,
+        libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EPROTO
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+    )
+}

@@ -1,0 +1,279 @@
+//! Which operation runs when: remembers what was started and what is known to be ready, and
+//! brings the two together. Knows nothing of the poller; what one attempt does is in
+//! `attempt.rs`.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use slab::Slab;
+
+use super::cursor::Cursor;
+use super::poller::Readiness;
+use super::retries::Retries;
+use super::slot::{Cargo, Flags, Op, Slot, reach, stow};
+use crate::error::Errno;
+use crate::swap::Pool;
+use crate::{Completion, Counts, Lane, Payload, Request, Sink, sys};
+
+/// The place of no cargo.
+const NOWHERE: u32 = u32::MAX;
+
+/// The attached sockets and their operations.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) slots: Vec<Slot>,
+    pub(super) cargo: Slab<Cargo>,
+    /// Lanes to run in the next turn. Each is here at most once, as `Flags::queued` says; by its
+    /// turn there may be nothing left to run on it.
+    queue: VecDeque<(u32, Lane)>,
+    /// Completions from outside of `wait`, to be handed out by the next one.
+    done: Done,
+    pub(super) retries: Retries,
+    pub(super) cursor: Cursor,
+    pub(super) counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Done(VecDeque<Completion>);
+
+impl Sink for Done {
+    fn complete(&mut self, completion: Completion) {
+        self.0.push_back(completion);
+    }
+
+    /// Streams end after one step.
+    fn wants_more(&self) -> bool {
+        false
+    }
+}
+
+impl Engine {
+    pub(super) fn new(pool: Pool) -> Self {
+        Engine {
+            slots: Vec::new(),
+            cargo: Slab::new(),
+            queue: VecDeque::new(),
+            done: Done::default(),
+            retries: Retries::default(),
+            cursor: Cursor::new(pool),
+            counts: Counts::default(),
+        }
+    }
+
+    /// What the events of a slot's present life carry.
+    pub(super) fn token(&mut self, slot: u32) -> u64 {
+        let entry = reach(&mut self.slots, slot);
+        u64::from(entry.generation) << 32 | u64::from(slot)
+    }
+
+    /// Takes a socket in.
+    pub(super) fn seat(&mut self, slot: u32, socket: OwnedFd, flags: Flags) {
+        let entry = reach(&mut self.slots, slot);
+        debug_assert!(entry.socket.is_none(), "slot {slot} is taken");
+        entry.socket = Some(socket);
+        entry.flags.set(flags);
+    }
+
+    /// Gives a socket up, and what was known of it.
+    pub(super) fn vacate(&mut self, slot: u32) -> Option<(OwnedFd, Flags)> {
+        let entry = self.slots.get_mut(slot as usize)?;
+        let socket = entry.socket.take()?;
+        entry.generation = entry.generation.wrapping_add(1);
+        let flags = entry.flags;
+        entry.flags = flags.of_vacancy();
+        Some((socket, flags))
+    }
+
+    /// Records an operation. It runs in the next turn if its lane is thought ready, else when an
+    /// event says so.
+    #[inline]
+    pub(super) fn start(&mut self, slot: u32, lane: Lane, request: Request) {
+        let cargo = &mut self.cargo;
+        let (op, place) = match request {
+            Request::ReadSwap => (Op::ReadSwap, NOWHERE),
+            Request::ReadStream(credit) => (Op::ReadStream, stow(cargo, Cargo::Credit(credit))),
+            Request::Read { buffer, from } => {
+                (Op::Read, stow(cargo, Cargo::Buffer { buffer, from }))
+            }
+            Request::Write { buffer, from } => {
+                (Op::Write, stow(cargo, Cargo::Buffer { buffer, from }))
+            }
+            Request::WriteBatch(batch) => (Op::Write, stow(cargo, Cargo::Batch(batch))),
+            Request::Accept => (Op::Accept, NOWHERE),
+            Request::AcceptStream => (Op::AcceptStream, NOWHERE),
+            Request::Connect(address) => match address.to_raw() {
+                Ok(raw) => (Op::Connect, stow(cargo, Cargo::Address(Box::new(raw)))),
+                Err(errno) => return self.done.complete(failed(slot, lane, errno)),
+            },
+            Request::Ready(_) => (Op::Ready, NOWHERE),
+        };
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            debug_assert!(false, "slot {slot} was never attached");
+            return;
+        };
+        debug_assert_eq!(entry.op(lane), Op::Idle, "{lane:?} of slot {slot} is busy");
+        entry.load(lane, op, place);
+        if matches!(op, Op::Connect | Op::Ready) {
+            // These find out by themselves, whatever is known.
+            entry.flags.set(Flags::ready(lane));
+        }
+        if entry.can_run(lane) {
+            self.enqueue(slot, lane);
+        }
+    }
+
+    /// Ends an operation, after one attempt if it had none.
+    pub(super) fn cancel(&mut self, slot: u32, lane: Lane) {
+        let Some(entry) = self.slots.get(slot as usize) else {
+            return;
+        };
+        let mut done = std::mem::take(&mut self.done);
+        if !entry.flags.has(Flags::tried(lane)) {
+            self.attempt(slot, lane, &mut done);
+        }
+        if self.runs(slot, lane) {
+            self.finish(slot, lane, Err(Errno(libc::ECANCELED)), &mut done);
+        }
+        self.done = done;
+    }
+
+    /// Hands out what was completed outside of `wait`.
+    #[inline]
+    pub(super) fn hand_out(&mut self, sink: &mut impl Sink) {
+        while sink.wants_more() {
+            let Some(completion) = self.done.0.pop_front() else {
+                return;
+            };
+            sink.complete(completion);
+        }
+    }
+
+    /// Runs what is queued, but not what queues up meanwhile: that has to let others go first.
+    #[inline]
+    pub(super) fn run_queue(&mut self, sink: &mut impl Sink) {
+        for _ in 0..self.queue.len() {
+            if !sink.wants_more() {
+                return;
+            }
+            let Some((slot, lane)) = self.queue.pop_front() else {
+                return;
+            };
+            let Some(entry) = self.slots.get_mut(slot as usize) else {
+                continue;
+            };
+            entry.flags.clear(Flags::queued(lane));
+            if entry.can_run(lane) {
+                self.attempt(slot, lane, sink);
+            }
+        }
+    }
+
+    /// Runs what waited for time to pass.
+    #[inline]
+    pub(super) fn run_retries(&mut self, sink: &mut impl Sink) {
+        if self.retries.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while sink.wants_more()
+            && let Some(slot) = self.retries.take_due(now)
+        {
+            if let Some(entry) = self.slots.get_mut(slot as usize) {
+                entry.flags.clear(Flags::RETRYING);
+                self.attempt(slot, Lane::Write, sink);
+            }
+        }
+        self.retries.end();
+    }
+
+    /// Remembers what an event says, and runs what waited for it.
+    #[inline]
+    pub(super) fn event(&mut self, token: u64, readiness: Readiness, sink: &mut impl Sink) {
+        let (slot, generation) = (token as u32, (token >> 32) as u32);
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        if entry.generation != generation {
+            return;
+        }
+        if readiness.beyond_data {
+            entry.flags.set(Flags::DOUBT);
+        }
+        if readiness.readable {
+            entry.flags.set(Flags::READABLE);
+        }
+        if readiness.writable {
+            entry.flags.set(Flags::WRITABLE);
+        }
+        let read = readiness.readable && entry.can_run(Lane::Read);
+        let write = readiness.writable && entry.can_run(Lane::Write);
+        if read {
+            self.attempt_or_enqueue(slot, Lane::Read, sink);
+        }
+        if write {
+            self.attempt_or_enqueue(slot, Lane::Write, sink);
+        }
+    }
+
+    /// Whether there is something to do without waiting.
+    #[inline]
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.done.0.is_empty()
+    }
+
+    #[inline]
+    fn attempt_or_enqueue(&mut self, slot: u32, lane: Lane, sink: &mut impl Sink) {
+        if sink.wants_more() {
+            self.attempt(slot, lane, sink);
+        } else {
+            self.enqueue(slot, lane);
+        }
+    }
+
+    /// Lets a lane run in the next turn.
+    #[inline]
+    pub(super) fn enqueue(&mut self, slot: u32, lane: Lane) {
+        if let Some(entry) = self.slots.get_mut(slot as usize)
+            && !entry.flags.has(Flags::queued(lane))
+        {
+            entry.flags.set(Flags::queued(lane));
+            self.queue.push_back((slot, lane));
+        }
+    }
+
+    fn runs(&self, slot: u32, lane: Lane) -> bool {
+        self.slots
+            .get(slot as usize)
+            .is_some_and(|entry| entry.op(lane) != Op::Idle)
+    }
+}
+
+fn failed(slot: u32, lane: Lane, errno: Errno) -> Completion {
+    Completion {
+        slot,
+        lane,
+        more: false,
+        result: Err(errno),
+        payload: Payload::None,
+    }
+}
+
+impl Drop for Engine {
+    /// The user may hold duplicates, which share the blocking mode.
+    fn drop(&mut self) {
+        for entry in &self.slots {
+            if let Some(socket) = &entry.socket {
+                restore_mode(socket, entry.flags);
+            }
+        }
+    }
+}
+
+/// Puts a descriptor back into the blocking mode in which it came.
+pub(super) fn restore_mode(socket: &OwnedFd, flags: Flags) {
+    if flags.has(Flags::WAS_BLOCKING) {
+        // Nothing can be done about a refusal.
+        let _ = sys::set_nonblocking(socket.as_fd(), false);
+    }
+}

@@ -1,0 +1,119 @@
+//! The poller of Linux: `epoll(7)`, edge-triggered.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use libc::{
+    EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_int, epoll_event,
+};
+
+use super::poller::{Poller, Readiness, Watch};
+use crate::Until;
+use crate::error::Errno;
+use crate::select::Refusal;
+use crate::sys;
+
+/// Events collected in one call: 12 KiB of memory.
+const EVENTS_MAX: usize = 1024;
+
+/// An epoll instance.
+pub struct Epoll {
+    instance: OwnedFd,
+    events: Vec<epoll_event>,
+    /// Whether the kernel is known to lack `epoll_pwait2(2)`, which came with 5.11.
+    milliseconds_only: bool,
+}
+
+impl Poller for Epoll {
+    fn new() -> Result<Self, Refusal> {
+        let instance = sys::epoll_create().map_err(|errno| Refusal {
+            step: "epoll_create1",
+            errno,
+            advice: "raise the limit of open descriptors (ulimit -n), or allow the call",
+        })?;
+        Ok(Epoll {
+            instance,
+            events: Vec::with_capacity(EVENTS_MAX),
+            milliseconds_only: false,
+        })
+    }
+
+    fn add(&self, fd: BorrowedFd<'_>, token: u64, watch: Watch) -> Result<(), Errno> {
+        let events = match watch {
+            Watch::Incoming => EPOLLIN,
+            Watch::Both => EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP,
+        };
+        sys::epoll_add(self.instance.as_fd(), fd, events | EPOLLET, token)
+    }
+
+    fn remove(&self, fd: BorrowedFd<'_>) {
+        // It fails only for what is not registered.
+        let _ = sys::epoll_del(self.instance.as_fd(), fd);
+    }
+
+    fn wait(
+        &mut self,
+        until: Until,
+        mut report: impl FnMut(u64, Readiness),
+    ) -> Result<usize, Errno> {
+        match self.collect(until) {
+            Err(Errno(libc::EINTR)) => return Ok(0),
+            collected => collected?,
+        }
+        for &event in &self.events {
+            report(event.u64, readiness(event.events as c_int));
+        }
+        Ok(self.events.len())
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.instance.as_fd()
+    }
+}
+
+impl Epoll {
+    fn collect(&mut self, until: Until) -> Result<(), Errno> {
+        match until {
+            Until::Now => self.collect_milliseconds(0),
+            Until::Done => self.collect_milliseconds(-1),
+            Until::Time(at) => self.collect_until(at),
+        }
+    }
+
+    fn collect_until(&mut self, at: Instant) -> Result<(), Errno> {
+        let left = at.saturating_duration_since(Instant::now());
+        if !self.milliseconds_only {
+            match sys::epoll_wait_precise(self.instance.as_fd(), &mut self.events, left) {
+                // Old sandboxes say EPERM to calls that they do not know.
+                Err(Errno(libc::ENOSYS | libc::EPERM)) => self.milliseconds_only = true,
+                collected => return collected,
+            }
+        }
+        // Up, because a deadline never fires early.
+        let milliseconds = left.as_nanos().div_ceil(1_000_000);
+        self.collect_milliseconds(c_int::try_from(milliseconds).unwrap_or(c_int::MAX))
+    }
+
+    fn collect_milliseconds(&mut self, timeout: c_int) -> Result<(), Errno> {
+        sys::epoll_wait(self.instance.as_fd(), &mut self.events, timeout)
+    }
+}
+
+#[inline]
+fn readiness(events: c_int) -> Readiness {
+    // The end and errors wake both directions: whoever waits there learns it from its call.
+    let over = events & (EPOLLHUP | EPOLLERR) != 0;
+    let beyond_data = over || events & (EPOLLRDHUP | EPOLLPRI) != 0;
+    Readiness {
+        readable: beyond_data || events & EPOLLIN != 0,
+        writable: over || events & EPOLLOUT != 0,
+        beyond_data,
+    }
+}
+
+impl fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Epoll").field(&self.instance).finish()
+    }
+}

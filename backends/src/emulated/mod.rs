@@ -1,0 +1,274 @@
+//! The emulated backend: a proactor over a system's readiness poller. It does the reads and
+//! writes itself, when the poller has said that they will not block.
+//!
+//! - `poller.rs` is the trait that a system implements, `epoll.rs` does so;
+//! - `engine.rs` decides what runs when, `attempt.rs` runs it;
+//! - `slot.rs` is the table of sockets, `cursor.rs` the memory of swap reads, `retries.rs` what
+//!   waits for time to pass.
+//!
+//! This file is the turn: run what was started, then collect events, and not one system call more
+//! than that takes.
+
+mod attempt;
+mod cursor;
+mod engine;
+#[cfg(gaio_epoll)]
+pub mod epoll;
+pub mod poller;
+mod retries;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::fmt;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::engine::{Engine, restore_mode};
+use self::poller::{Poller, Watch};
+use self::slot::Flags;
+use crate::error::Errno;
+use crate::nest::NestTimer;
+use crate::select::Refusal;
+use crate::{
+    Backend, Completion, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker, sys,
+};
+
+/// Tokens of no slot: there are never so many.
+const WAKER: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
+
+/// How often one turn collects events to leave none behind, at most.
+const ROUNDS_MAX: usize = 8;
+
+/// A proactor over the poller `P`.
+pub struct Emulated<P> {
+    engine: Engine,
+    poller: P,
+    waker: Arc<Waker>,
+    nest: NestTimer,
+    /// Somebody else waits for the poller's descriptor.
+    nested: Cell<bool>,
+    /// The last turn had enough to do and did not ask for events.
+    skipped: bool,
+}
+
+impl<P: Poller> Emulated<P> {
+    /// Builds one.
+    ///
+    /// # Errors
+    /// The system's refusal, and at which step.
+    pub fn new(options: &Options) -> Result<Self, Refusal> {
+        let refused = |step| {
+            move |errno| Refusal {
+                step,
+                errno,
+                advice: "raise the limit of open descriptors (ulimit -n)",
+            }
+        };
+        let poller = P::new()?;
+        let waker = Arc::new(Waker::new().map_err(refused("eventfd"))?);
+        poller
+            .add(waker.event(), WAKER, Watch::Incoming)
+            .map_err(refused("watching the wake-up"))?;
+        let pool = Pool::new(
+            options.swap_buffer_size,
+            options.swap_buffers,
+            Arc::clone(&waker),
+        );
+        Ok(Emulated {
+            engine: Engine::new(pool),
+            poller,
+            waker,
+            nest: NestTimer::default(),
+            nested: Cell::new(false),
+            skipped: false,
+        })
+    }
+
+    /// Collects events and runs what waited for them. Returns whether all were collected.
+    fn poll(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+        let mut events = self.poll_once(until, sink)?;
+        if self.nested.get() {
+            // The descriptor stays readable while an event is left in it.
+            for _ in 0..ROUNDS_MAX {
+                if events == 0 || !sink.wants_more() {
+                    break;
+                }
+                events = self.poll_once(Until::Now, sink)?;
+            }
+            return Ok(events == 0);
+        }
+        Ok(true)
+    }
+
+    #[inline]
+    fn poll_once(&mut self, until: Until, sink: &mut impl Sink) -> Result<usize, Errno> {
+        let engine = &mut self.engine;
+        engine.counts.waits += 1;
+        self.poller.wait(until, |token, readiness| {
+            engine.event(token, readiness, sink);
+        })
+    }
+}
+
+impl<P: Poller> Backend for Emulated<P> {
+    fn attach(
+        &mut self,
+        slot: u32,
+        socket: OwnedFd,
+        kind: SocketKind,
+    ) -> Result<(), (Errno, OwnedFd)> {
+        let flags = match prepare(socket.as_fd(), kind) {
+            Ok(flags) => flags,
+            Err(errno) => return Err((errno, socket)),
+        };
+        let watch = match kind {
+            SocketKind::Listener => Watch::Incoming,
+            SocketKind::Stream | SocketKind::Other => Watch::Both,
+        };
+        self.engine.counts.others += 1;
+        let token = self.engine.token(slot);
+        if let Err(errno) = self.poller.add(socket.as_fd(), token, watch) {
+            restore_mode(&socket, flags);
+            return Err((errno, socket));
+        }
+        self.engine.seat(slot, socket, flags);
+        Ok(())
+    }
+
+    fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
+        let (socket, flags) = self.engine.vacate(slot)?;
+        self.engine.counts.others += 1;
+        self.poller.remove(socket.as_fd());
+        restore_mode(&socket, flags);
+        Some(socket)
+    }
+
+    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        let entry = self.engine.slots.get(slot as usize)?;
+        entry.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    #[inline]
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
+    #[inline]
+    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
+        self.engine.start(slot, lane, request);
+    }
+
+    fn cancel(&mut self, slot: u32, lane: Lane) {
+        self.engine.cancel(slot, lane);
+    }
+
+    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
+        self.engine.counts.others += 1;
+        let socket = self.socket(slot).ok_or(Errno(libc::EBADF))?;
+        sys::shutdown(socket, how)
+    }
+
+    fn bind(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// What was started runs first. If that completed something, the turn ends without a call
+    /// that asks for events: the next one will ask anyway, and often nothing has come yet. Two
+    /// turns in a row never do so, or busy connections would starve the others.
+    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+        let mut sink = Counting { sink, count: 0 };
+        self.engine.hand_out(&mut sink);
+        self.engine.run_queue(&mut sink);
+        if sink.count > 0 && !self.skipped {
+            self.skipped = true;
+            return Ok(self.engine.has_work());
+        }
+        self.skipped = false;
+        let until = if sink.count > 0 || self.engine.has_work() {
+            Until::Now
+        } else {
+            self.engine.retries.bound(until)
+        };
+        let all_collected = self.poll(until, &mut sink)?;
+        self.engine.run_retries(&mut sink);
+        Ok(!all_collected || self.engine.has_work())
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        if !self.nested.get()
+            && let Ok(timer) = self.nest.descriptor()
+        {
+            // If this fails there is no alarm, and the next call tries again.
+            let added = self.poller.add(timer, TIMER, Watch::Incoming);
+            self.nested.set(added.is_ok());
+        }
+        self.poller.descriptor()
+    }
+
+    fn arm(&self, at: Option<Instant>) {
+        let retry = self.engine.retries.next();
+        self.nest.arm(at.into_iter().chain(retry).min());
+    }
+
+    fn waker(&self) -> &Arc<Waker> {
+        &self.waker
+    }
+
+    fn pool(&self) -> &Pool {
+        self.engine.cursor.pool()
+    }
+
+    fn swap_room_bytes(&self) -> usize {
+        self.engine.cursor.room_bytes()
+    }
+
+    fn counts(&self) -> &Counts {
+        &self.engine.counts
+    }
+}
+
+/// Readies a descriptor for calls that must not block; returns what is known of it.
+fn prepare(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<Flags, Errno> {
+    let mut flags = match kind {
+        // A fresh connection nearly always takes a first write.
+        SocketKind::Stream => return Ok(Flags::WRITABLE),
+        SocketKind::Listener => Flags::default(),
+        SocketKind::Other => Flags::WRITABLE | Flags::FILE | Flags::DOUBT,
+    };
+    if !sys::set_nonblocking(fd, true)? {
+        flags.set(Flags::WAS_BLOCKING);
+    }
+    Ok(flags)
+}
+
+/// A sink that knows whether it got anything.
+struct Counting<'a, S> {
+    sink: &'a mut S,
+    count: usize,
+}
+
+impl<S: Sink> Sink for Counting<'_, S> {
+    #[inline]
+    fn complete(&mut self, completion: Completion) {
+        self.count += 1;
+        self.sink.complete(completion);
+    }
+
+    #[inline]
+    fn wants_more(&self) -> bool {
+        self.sink.wants_more()
+    }
+}
+
+impl<P> fmt::Debug for Emulated<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emulated")
+            .field("counts", &self.engine.counts)
+            .finish_non_exhaustive()
+    }
+}

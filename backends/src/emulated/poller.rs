@@ -1,0 +1,63 @@
+//! What the emulated backend needs from a system's readiness interface. One file a system
+//! implements this; everything else of the backend is the same everywhere.
+
+use std::os::fd::BorrowedFd;
+
+use crate::Until;
+use crate::error::Errno;
+use crate::select::Refusal;
+
+/// An edge-triggered readiness poller.
+///
+/// Each descriptor is registered once and stays so. An event says that something *changed*;
+/// what it said is remembered above until a call shows that it is no longer true. So a poller
+/// must report a state that holds at the registration, too, and one event too many is harmless,
+/// while one too few is a connection that hangs.
+pub trait Poller: Sized {
+    /// A poller that watches nothing.
+    ///
+    /// # Errors
+    /// The system refuses.
+    fn new() -> Result<Self, Refusal>;
+
+    /// Registers a descriptor; its events carry `token`.
+    ///
+    /// # Errors
+    /// The system's refusal, such as `ENOSPC` or `EPERM`.
+    fn add(&self, fd: BorrowedFd<'_>, token: u64, watch: Watch) -> Result<(), Errno>;
+
+    /// Forgets a descriptor, whatever duplicates of it there may be. Events that were not
+    /// collected yet are gone, too.
+    fn remove(&self, fd: BorrowedFd<'_>);
+
+    /// Sleeps until there are events, never ends early but for them or a signal, and reports
+    /// them. Returns how many there were.
+    ///
+    /// # Errors
+    /// The system refuses the call.
+    fn wait(&mut self, until: Until, report: impl FnMut(u64, Readiness)) -> Result<usize, Errno>;
+
+    /// A descriptor that is readable while there are events to collect.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+}
+
+/// What to watch a descriptor for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// It becomes readable.
+    Incoming,
+    /// It becomes readable, writable, or ends.
+    Both,
+}
+
+/// What an event says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Reading will not block.
+    pub readable: bool,
+    /// Writing will not block.
+    pub writable: bool,
+    /// Something came behind the data that a short read can hide: the end, an error, urgent
+    /// data. No further event may announce it.
+    pub beyond_data: bool,
+}

@@ -1,0 +1,224 @@
+//! The table of attached sockets. An entry is small, because idle connections are many: what
+//! only some operations carry along lies in a table of its own.
+
+use std::ops::BitOr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use slab::Slab;
+use socket2::SockAddr;
+
+use crate::batch::Batch;
+use crate::buffer::Buffer;
+use crate::slots::{reserve_gently, reserve_slab_gently};
+use crate::swap::Credit;
+use crate::{Lane, Payload};
+
+/// One place of the table, taken or not.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub(super) socket: Option<OwnedFd>,
+    /// Which life of the slot it is. Part of the poller's token, so that an event of an old life
+    /// is recognised.
+    pub(super) generation: u32,
+    cargo: [u32; 2],
+    pub(super) flags: Flags,
+    ops: [Op; 2],
+}
+
+const _: () = assert!(size_of::<Slot>() <= 24);
+
+/// What runs on a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Op {
+    #[default]
+    Idle,
+    ReadSwap,
+    ReadStream,
+    Read,
+    Write,
+    Accept,
+    AcceptStream,
+    Connect,
+    /// The kernel is connecting.
+    Connecting,
+    /// Waits until it is ready for what its lane does.
+    Ready,
+}
+
+/// What an operation carries along.
+#[derive(Debug)]
+pub(super) enum Cargo {
+    Buffer { buffer: Buffer, from: usize },
+    Batch(Box<Batch>),
+    Credit(Credit),
+    Address(Box<SockAddr>),
+}
+
+/// How a descriptor is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// `recv(2)` and its kin, which take "do not block" as a flag.
+    Socket,
+    /// `read(2)` and its kin; the descriptor is in non-blocking mode.
+    File,
+}
+
+/// A set of facts about a slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flags(u16);
+
+impl Flags {
+    /// As far as is known, reading (writing) would not block. `ready(lane)` is the one for a lane.
+    pub(super) const READABLE: Flags = Flags(1);
+    pub(super) const WRITABLE: Flags = Flags(1 << 1);
+    /// The lane is in the queue. Belongs to the queue's entry, so it outlives the socket.
+    const QUEUED: Flags = Flags(1 << 2);
+    /// The lane's operation had an attempt.
+    const TRIED: Flags = Flags(1 << 4);
+    /// A retry of the write lane is planned. Outlives the socket, too.
+    pub(super) const RETRYING: Flags = Flags(1 << 6);
+    /// A short transfer does not prove that nothing is left.
+    pub(super) const DOUBT: Flags = Flags(1 << 7);
+    /// Not a socket.
+    pub(super) const FILE: Flags = Flags(1 << 8);
+    /// Came in blocking mode and goes back in it.
+    pub(super) const WAS_BLOCKING: Flags = Flags(1 << 9);
+
+    /// All that events can say.
+    pub(super) const ALL_READY: Flags =
+        Flags(Flags::READABLE.0 | Flags::WRITABLE.0 | Flags::DOUBT.0);
+
+    #[inline]
+    pub(super) fn ready(lane: Lane) -> Flags {
+        Flags(Flags::READABLE.0 << lane as u8)
+    }
+
+    #[inline]
+    pub(super) fn queued(lane: Lane) -> Flags {
+        Flags(Flags::QUEUED.0 << lane as u8)
+    }
+
+    #[inline]
+    pub(super) fn tried(lane: Lane) -> Flags {
+        Flags(Flags::TRIED.0 << lane as u8)
+    }
+
+    #[inline]
+    pub(super) fn has(self, flags: Flags) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, flags: Flags) {
+        self.0 |= flags.0;
+    }
+
+    #[inline]
+    pub(super) fn clear(&mut self, flags: Flags) {
+        self.0 &= !flags.0;
+    }
+
+    /// What is left when the socket goes.
+    pub(super) fn of_vacancy(self) -> Flags {
+        let outlive = Flags::RETRYING | Flags::queued(Lane::Read) | Flags::queued(Lane::Write);
+        Flags(self.0 & outlive.0)
+    }
+}
+
+impl BitOr for Flags {
+    type Output = Flags;
+
+    fn bitor(self, other: Flags) -> Flags {
+        Flags(self.0 | other.0)
+    }
+}
+
+impl Slot {
+    #[inline]
+    pub(super) fn op(&self, lane: Lane) -> Op {
+        self.ops[lane as usize]
+    }
+
+    #[inline]
+    pub(super) fn set_op(&mut self, lane: Lane, op: Op) {
+        self.ops[lane as usize] = op;
+    }
+
+    #[inline]
+    pub(super) fn cargo(&self, lane: Lane) -> u32 {
+        self.cargo[lane as usize]
+    }
+
+    /// Puts a new operation on a lane.
+    #[inline]
+    pub(super) fn load(&mut self, lane: Lane, op: Op, cargo: u32) {
+        self.ops[lane as usize] = op;
+        self.cargo[lane as usize] = cargo;
+        self.flags.clear(Flags::tried(lane));
+    }
+
+    /// The descriptor; -1, which every call refuses, if there is none.
+    #[inline]
+    pub(super) fn fd(&self) -> RawFd {
+        self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    #[inline]
+    pub(super) fn source(&self) -> Source {
+        if self.flags.has(Flags::FILE) {
+            Source::File
+        } else {
+            Source::Socket
+        }
+    }
+
+    /// Whether the lane's operation would get somewhere, as far as is known.
+    #[inline]
+    pub(super) fn can_run(&self, lane: Lane) -> bool {
+        self.flags.has(Flags::ready(lane)) && self.op(lane) != Op::Idle
+    }
+
+    /// Learns from a transfer of `len` bytes where `asked` were possible. Less means that
+    /// nothing is left, and that the next change makes an event.
+    #[inline]
+    pub(super) fn learn(&mut self, lane: Lane, len: usize, asked: usize) {
+        if len < asked && len > 0 && !self.flags.has(Flags::DOUBT) {
+            self.flags.clear(Flags::ready(lane));
+        }
+    }
+}
+
+/// Makes `slots` long enough for a slot, and gives it.
+pub(super) fn reach(slots: &mut Vec<Slot>, slot: u32) -> &mut Slot {
+    let index = slot as usize;
+    while slots.len() <= index {
+        reserve_gently(slots);
+        slots.push(Slot::default());
+    }
+    &mut slots[index]
+}
+
+/// Stows what an operation carries along; returns where.
+#[inline]
+pub(super) fn stow(cargo: &mut Slab<Cargo>, item: Cargo) -> u32 {
+    reserve_slab_gently(cargo);
+    // At most two a slot, and slots have 32 bits.
+    cargo.insert(item) as u32
+}
+
+impl Cargo {
+    /// What the user gets back, if `read` bytes were added to it by reading.
+    #[inline]
+    pub(super) fn give_back(self, op: Op, read: usize) -> Payload {
+        match self {
+            Cargo::Buffer { mut buffer, from } => {
+                if op == Op::Read {
+                    buffer.set_filled(from + read);
+                }
+                Payload::Buffer(buffer)
+            }
+            Cargo::Batch(batch) => Payload::Batch(batch),
+            Cargo::Credit(_) | Cargo::Address(_) => Payload::None,
+        }
+    }
+}

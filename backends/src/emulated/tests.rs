@@ -1,0 +1,794 @@
+//! Drives the backend through the trait, as the watcher does, over real sockets.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use super::epoll::Epoll;
+use super::*;
+use crate::{Address, Batch, Buffer, Credit, Interest, Payload, SwapBuf};
+
+const BLOCK: usize = 4096;
+
+/// Long enough for anything that is going to happen.
+const SOON: Duration = Duration::from_secs(5);
+
+struct Collected {
+    all: Vec<Completion>,
+    max: usize,
+}
+
+impl Sink for Collected {
+    fn complete(&mut self, completion: Completion) {
+        assert!(self.wants_more(), "given to a full sink");
+        self.all.push(completion);
+    }
+
+    fn wants_more(&self) -> bool {
+        self.all.len() < self.max
+    }
+}
+
+struct Rig {
+    backend: Emulated<Epoll>,
+    /// What the last `wait` returned.
+    more: bool,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Rig::with_blocks(4)
+    }
+
+    fn with_blocks(swap_buffers: usize) -> Self {
+        let options = Options {
+            swap_buffer_size: BLOCK,
+            swap_buffers,
+            queue_depth: 64,
+        };
+        Rig {
+            backend: Emulated::new(&options).expect("epoll"),
+            more: false,
+        }
+    }
+
+    /// A connection in `slot`, and its peer.
+    fn pair(&mut self, slot: u32) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        peer.set_read_timeout(Some(SOON)).unwrap();
+        self.attach(slot, ours, SocketKind::Stream);
+        peer
+    }
+
+    fn attach(&mut self, slot: u32, socket: impl Into<OwnedFd>, kind: SocketKind) {
+        self.backend.attach(slot, socket.into(), kind).unwrap();
+    }
+
+    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
+        self.backend.start(slot, lane, request);
+    }
+
+    fn write(&mut self, slot: u32, bytes: &'static [u8]) {
+        let buffer = Buffer::from(bytes);
+        self.start(slot, Lane::Write, Request::Write { buffer, from: 0 });
+    }
+
+    /// One turn.
+    fn turn(&mut self, until: Until, max: usize) -> Vec<Completion> {
+        let mut sink = Collected {
+            all: Vec::new(),
+            max,
+        };
+        self.more = self.backend.wait(until, &mut sink).unwrap();
+        sink.all
+    }
+
+    /// Turns until something is complete.
+    fn completions(&mut self) -> Vec<Completion> {
+        let at = Instant::now() + SOON;
+        loop {
+            let all = self.turn(Until::Time(at), usize::MAX);
+            if !all.is_empty() {
+                return all;
+            }
+            assert!(Instant::now() < at, "nothing completes");
+        }
+    }
+
+    fn one(&mut self) -> Completion {
+        let mut all = self.completions();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0)
+    }
+
+    /// Turns until nothing is left to do now; nothing must complete.
+    fn quiet(&mut self) {
+        for _ in 0..3 {
+            let all = self.turn(Until::Time(Instant::now() + Duration::from_millis(5)), 99);
+            assert!(all.is_empty(), "{all:?}");
+        }
+    }
+}
+
+fn lease(completion: Completion) -> SwapBuf {
+    match completion.payload {
+        Payload::Buffer(buffer) => buffer.into_swap().unwrap(),
+        other => panic!("no buffer: {other:?}"),
+    }
+}
+
+fn bytes(completion: Completion) -> Vec<u8> {
+    match completion.payload {
+        Payload::Buffer(buffer) => buffer.to_vec(),
+        other => panic!("no buffer: {other:?}"),
+    }
+}
+
+fn errno(completion: &Completion) -> i32 {
+    completion.result.expect_err("an error").0
+}
+
+fn is_nonblocking(fd: &impl AsFd) -> bool {
+    let on = sys::set_nonblocking(fd.as_fd(), true).unwrap();
+    sys::set_nonblocking(fd.as_fd(), on).unwrap();
+    on
+}
+
+fn readable(fd: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    sys::is_ready(fd.as_raw_fd(), Interest::Readable).unwrap()
+}
+
+#[test]
+fn echo_costs_three_calls() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    rig.quiet();
+    let before = *rig.backend.counts();
+    for round in 0..100u8 {
+        rig.start(0, Lane::Read, Request::ReadSwap);
+        peer.write_all(&[round; 100]).unwrap();
+        let read = rig.one();
+        assert_eq!((read.slot, read.lane, read.more), (0, Lane::Read, false));
+        assert_eq!(read.result, Ok(100));
+        let buffer = Buffer::from(lease(read));
+        rig.start(0, Lane::Write, Request::Write { buffer, from: 0 });
+        let written = rig.one();
+        assert_eq!(written.result, Ok(100));
+        assert_eq!(bytes(written), [round; 100]);
+        let mut echoed = [0; 100];
+        peer.read_exact(&mut echoed).unwrap();
+        assert_eq!(echoed, [round; 100]);
+    }
+    let after = *rig.backend.counts();
+    assert_eq!(after.waits - before.waits, 100);
+    assert_eq!(after.reads - before.reads, 100);
+    assert_eq!(after.writes - before.writes, 100);
+    assert_eq!(after.others, before.others);
+}
+
+#[test]
+fn never_skips_events_twice() {
+    let mut rig = Rig::new();
+    let _peer = rig.pair(0);
+    rig.quiet();
+    for expected in [0, 1, 0, 1] {
+        let before = rig.backend.counts().waits;
+        rig.write(0, b"x");
+        assert_eq!(rig.turn(Until::Now, 99).len(), 1);
+        assert_eq!(rig.backend.counts().waits - before, expected);
+    }
+}
+
+#[test]
+fn small_reads_lie_side_by_side() {
+    let mut rig = Rig::new();
+    let mut peers: Vec<_> = (0..10).map(|slot| rig.pair(slot)).collect();
+    for slot in 0..10 {
+        rig.start(slot, Lane::Read, Request::ReadSwap);
+    }
+    for peer in &mut peers {
+        peer.write_all(b"0123456789").unwrap();
+    }
+    let mut leases = Vec::new();
+    while leases.len() < 10 {
+        leases.extend(rig.completions().into_iter().map(lease));
+    }
+    let usage = rig.backend.pool().usage();
+    assert_eq!((usage.blocks_out, usage.leases), (1, 10));
+    assert!(leases.iter().all(|lease| **lease == *b"0123456789"));
+}
+
+#[test]
+fn own_vector_keeps_its_head() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    let buffer = Buffer::from(vec![7; 10]);
+    rig.start(0, Lane::Read, Request::Read { buffer, from: 4 });
+    peer.write_all(b"abc").unwrap();
+    let read = rig.one();
+    assert_eq!(read.result, Ok(3));
+    assert_eq!(bytes(read), b"\x07\x07\x07\x07abc");
+}
+
+#[test]
+fn full_read_leaves_the_rest_readable() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    peer.write_all(b"abcdef").unwrap();
+    for part in [b"abc", b"def"] {
+        let buffer = Buffer::from(vec![0; 3]);
+        rig.start(0, Lane::Read, Request::Read { buffer, from: 0 });
+        assert_eq!(bytes(rig.one()), part);
+    }
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.quiet();
+}
+
+#[test]
+fn short_write_then_rest() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    let data: Vec<u8> = (0..8 << 20).map(|i| (i % 251) as u8).collect();
+    let expected = data.clone();
+    let reader = std::thread::spawn(move || {
+        let mut got = vec![0; expected.len()];
+        peer.read_exact(&mut got).unwrap();
+        assert!(got == expected);
+    });
+    let (mut buffer, mut from, mut steps) = (Buffer::from(data), 0, 0);
+    while from < buffer.len() {
+        rig.start(0, Lane::Write, Request::Write { buffer, from });
+        let written = rig.one();
+        from += written.result.unwrap();
+        steps += 1;
+        buffer = match written.payload {
+            Payload::Buffer(buffer) => buffer,
+            other => panic!("{other:?}"),
+        };
+    }
+    assert!(steps > 1);
+    reader.join().unwrap();
+}
+
+#[test]
+fn batch_is_one_call() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    let mut batch = Box::new(Batch::new());
+    batch.push(Buffer::from(b"__one "), 2);
+    batch.push(Buffer::from(b"two"), 0);
+    rig.start(0, Lane::Write, Request::WriteBatch(batch));
+    let mut written = rig.one();
+    assert_eq!(written.result, Ok(7));
+    let Payload::Batch(batch) = &mut written.payload else {
+        panic!("no batch: {written:?}");
+    };
+    assert_eq!(batch.drain().count(), 2);
+    assert_eq!(rig.backend.counts().writes, 1);
+    let mut got = [0; 7];
+    peer.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"one two");
+}
+
+#[test]
+fn data_and_end_together() {
+    for round in 0..200 {
+        let mut rig = Rig::new();
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        rig.attach(0, ours, SocketKind::Stream);
+        if round % 2 == 0 {
+            rig.start(0, Lane::Read, Request::ReadSwap);
+        }
+        peer.write_all(b"last").unwrap();
+        drop(peer);
+        if round % 2 == 1 {
+            rig.start(0, Lane::Read, Request::ReadSwap);
+        }
+        assert_eq!(&*lease(rig.one()), b"last");
+        for _ in 0..2 {
+            rig.start(0, Lane::Read, Request::ReadSwap);
+            assert_eq!(rig.one().result, Ok(0));
+        }
+    }
+}
+
+#[test]
+fn reset_ends_both_lanes() {
+    let mut rig = Rig::new();
+    let peer = rig.pair(0);
+    let fill = Buffer::from(vec![0; 16 << 20]);
+    rig.start(
+        0,
+        Lane::Write,
+        Request::Write {
+            buffer: fill,
+            from: 0,
+        },
+    );
+    let written = rig.one();
+    let from = written.result.unwrap();
+    let buffer = Buffer::from(bytes(written));
+    rig.start(0, Lane::Write, Request::Write { buffer, from });
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    SockRef::from(&peer)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(peer);
+    let mut ended = Vec::new();
+    while ended.len() < 2 {
+        for completion in rig.completions() {
+            // The peer may have taken some more before.
+            if completion.result.is_err() {
+                ended.push(errno(&completion));
+            } else {
+                let from = completion.result.unwrap();
+                let buffer = Buffer::from(bytes(completion));
+                rig.start(0, Lane::Write, Request::Write { buffer, from });
+            }
+        }
+    }
+    assert!(ended.contains(&libc::ECONNRESET), "{ended:?}");
+}
+
+#[test]
+fn dry_pool_consumes_nothing() {
+    let mut rig = Rig::with_blocks(1);
+    let mut peer = rig.pair(0);
+    peer.write_all(&[1; BLOCK]).unwrap();
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    let kept = lease(rig.one());
+    assert_eq!((kept.len(), rig.backend.swap_room_bytes()), (BLOCK, 0));
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    peer.write_all(b"more").unwrap();
+    let read = rig.one();
+    assert_eq!(errno(&read), libc::ENOBUFS);
+    drop(kept);
+    assert_eq!(rig.backend.swap_room_bytes(), BLOCK);
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    assert_eq!(&*lease(rig.one()), b"more");
+}
+
+#[test]
+fn cancel_attempts_once() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    // There is data that no event has announced yet.
+    peer.write_all(b"here").unwrap();
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.backend.cancel(0, Lane::Read);
+    assert_eq!(&*lease(rig.one()), b"here");
+    // There is none.
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.backend.cancel(0, Lane::Read);
+    assert_eq!(errno(&rig.one()), libc::ECANCELED);
+    // A write that was never attempted is made.
+    rig.write(0, b"out");
+    rig.backend.cancel(0, Lane::Write);
+    assert_eq!(rig.one().result, Ok(3));
+    // Nothing of that comes again.
+    rig.quiet();
+}
+
+#[test]
+fn cancel_gives_back() {
+    let mut rig = Rig::new();
+    let _peer = rig.pair(0);
+    let buffer = Buffer::from(b"abc....".to_vec());
+    rig.start(0, Lane::Read, Request::Read { buffer, from: 3 });
+    rig.quiet();
+    rig.backend.cancel(0, Lane::Read);
+    let read = rig.one();
+    assert_eq!(errno(&read), libc::ECANCELED);
+    let Payload::Buffer(buffer) = read.payload else {
+        panic!("no buffer");
+    };
+    assert_eq!(&*buffer, b"abc");
+    assert_eq!(buffer.recycle().unwrap().len(), 7);
+    // The credit of a stream is dropped.
+    let credit = Credit::new();
+    rig.start(0, Lane::Read, Request::ReadStream(credit));
+    rig.backend.cancel(0, Lane::Read);
+    assert_eq!(errno(&rig.one()), libc::ECANCELED);
+    assert!(rig.backend.engine.cargo.is_empty());
+}
+
+#[test]
+fn cancelled_slot_serves_its_next_life() {
+    let mut rig = Rig::new();
+    let peer = rig.pair(0);
+    rig.write(0, b"never queued twice");
+    rig.backend.cancel(0, Lane::Write);
+    // The queue still names the lane when the slot changes hands.
+    let old = rig.backend.detach(0).unwrap();
+    let _next = rig.pair(0);
+    rig.write(0, b"new");
+    let sizes: Vec<_> = rig.completions().iter().map(|done| done.result).collect();
+    assert_eq!(sizes, [Ok(18), Ok(3)]);
+    drop((peer, old));
+}
+
+#[test]
+fn duplicates_of_a_detached_socket_are_silent() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    let duplicate = rig.backend.socket(0).unwrap().try_clone_to_owned().unwrap();
+    drop(rig.backend.detach(0));
+    let _next = rig.pair(0);
+    rig.quiet();
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    let before = rig.backend.counts().reads;
+    peer.write_all(b"for the duplicate").unwrap();
+    rig.quiet();
+    assert_eq!(rig.backend.counts().reads, before);
+    drop(duplicate);
+}
+
+#[test]
+fn stream_goes_on_until_the_end() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    let credit = Credit::new();
+    rig.start(0, Lane::Read, Request::ReadStream(credit.clone()));
+    let (mut got, mut expected) = (Vec::new(), Vec::new());
+    for round in 0..50u8 {
+        peer.write_all(&[round; 333]).unwrap();
+        expected.extend([round; 333]);
+        while got.len() < expected.len() {
+            for completion in rig.completions() {
+                assert!(completion.more);
+                let lease = lease(completion);
+                assert!(credit.leased_bytes() >= lease.len() as u64);
+                got.extend(lease.iter());
+            }
+        }
+    }
+    assert!(got == expected);
+    assert_eq!(credit.leased_bytes(), 0);
+    drop(peer);
+    let end = rig.one();
+    assert_eq!((end.more, end.result), (false, Ok(0)));
+}
+
+#[test]
+fn stream_has_a_budget() {
+    let mut rig = Rig::with_blocks(64);
+    let mut peer = rig.pair(0);
+    peer.write_all(&[5; 20 * BLOCK]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    rig.start(0, Lane::Read, Request::ReadStream(Credit::new()));
+    let all = rig.turn(Until::Done, 99);
+    assert_eq!(all.len(), 4);
+    assert!(rig.more);
+    // A full sink stops it, too.
+    assert_eq!(rig.turn(Until::Done, 1).len(), 1);
+    assert!(rig.more);
+    let mut len = 5 * BLOCK;
+    while len < 20 * BLOCK {
+        let all = rig.completions();
+        len += all.iter().map(|done| done.result.unwrap()).sum::<usize>();
+    }
+    assert_eq!(len, 20 * BLOCK);
+    rig.quiet();
+    assert!(!rig.more);
+}
+
+#[test]
+fn full_sink_keeps_the_rest() {
+    let mut rig = Rig::new();
+    let mut peers: Vec<_> = (0..9).map(|slot| rig.pair(slot)).collect();
+    for slot in 0..9 {
+        rig.start(slot, Lane::Read, Request::ReadSwap);
+        rig.write(slot, b"x");
+    }
+    for peer in &mut peers {
+        peer.write_all(b"y").unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let mut total = 0;
+    for _ in 0..30 {
+        total += rig.turn(Until::Now, 2).len();
+        assert!(total == 18 || rig.more || total <= 9 + 2);
+    }
+    assert_eq!(total, 18);
+    assert!(!rig.more);
+}
+
+#[test]
+fn accepts() {
+    let mut rig = Rig::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    let duplicate = listener.try_clone().unwrap();
+    rig.attach(3, listener, SocketKind::Listener);
+    assert!(is_nonblocking(&duplicate));
+    rig.start(3, Lane::Read, Request::AcceptStream);
+    rig.quiet();
+    let peers: Vec<_> = (0..100).map(|_| TcpStream::connect(to).unwrap()).collect();
+    let mut accepted = Vec::new();
+    while accepted.len() < peers.len() {
+        let all = rig.completions();
+        assert!(all.len() <= 64);
+        accepted.extend(all);
+    }
+    for completion in &accepted {
+        assert!(completion.more);
+        assert!(matches!(completion.payload, Payload::Socket(_)));
+    }
+    rig.backend.cancel(3, Lane::Read);
+    assert_eq!(errno(&rig.one()), libc::ECANCELED);
+    // One at a time.
+    rig.start(3, Lane::Read, Request::Accept);
+    let _two = (TcpStream::connect(to).unwrap(), TcpStream::connect(to));
+    let one = rig.one();
+    assert_eq!((one.more, one.result), (false, Ok(0)));
+    rig.quiet();
+    rig.start(3, Lane::Read, Request::Accept);
+    assert!(!rig.one().more);
+    drop(rig.backend.detach(3));
+    assert!(!is_nonblocking(&duplicate));
+}
+
+#[test]
+fn drop_restores_blocking_mode() {
+    let mut rig = Rig::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let duplicate = listener.try_clone().unwrap();
+    rig.attach(0, listener, SocketKind::Listener);
+    drop(rig);
+    assert!(!is_nonblocking(&duplicate));
+}
+
+fn connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) -> Completion {
+    rig.start(slot, Lane::Write, Request::Connect(to.into()));
+    rig.one()
+}
+
+#[test]
+fn connects() {
+    let mut rig = Rig::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to: Address = listener.local_addr().unwrap().into();
+    rig.attach(0, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
+    // The event of the unconnected socket, which says that it ended, comes before.
+    rig.quiet();
+    assert_eq!(connect(&mut rig, 0, to).result, Ok(0));
+    assert!(!is_nonblocking(&rig.backend.socket(0).unwrap()));
+    let (mut peer, _) = listener.accept().unwrap();
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.quiet();
+    peer.write_all(b"hello").unwrap();
+    assert_eq!(&*lease(rig.one()), b"hello");
+    let reads = rig.backend.counts().reads;
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.quiet();
+    assert_eq!(
+        rig.backend.counts().reads,
+        reads,
+        "a short read means drained"
+    );
+}
+
+#[test]
+fn connect_refused_then_ok() {
+    let mut rig = Rig::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody: SocketAddr = {
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        gone.local_addr().unwrap()
+    };
+    let to: Address = nobody.into();
+    rig.attach(0, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
+    assert_eq!(errno(&connect(&mut rig, 0, to)), libc::ECONNREFUSED);
+    assert!(rig.backend.socket(0).is_some());
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    assert!(rig.one().result.is_err() || rig.backend.counts().reads > 0);
+    let to = listener.local_addr().unwrap();
+    assert_eq!(connect(&mut rig, 0, to).result, Ok(0));
+    rig.write(0, b"in the end");
+    assert_eq!(rig.one().result, Ok(10));
+}
+
+#[test]
+fn connect_to_a_full_unix_backlog_is_retried() {
+    let path = std::env::temp_dir().join(format!("gaio-emulated-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: the call touches no memory of ours.
+    unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) };
+    let to: Address = listener.local_addr().unwrap().into();
+    let mut rig = Rig::new();
+    for slot in 0..2 {
+        rig.attach(slot, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
+    }
+    assert_eq!(connect(&mut rig, 0, to.clone()).result, Ok(0));
+    rig.start(1, Lane::Write, Request::Connect(to));
+    rig.quiet();
+    let waits = rig.backend.counts().waits;
+    for _ in 0..4 {
+        let at = Instant::now() + Duration::from_millis(200);
+        assert!(rig.turn(Until::Time(at), 99).is_empty());
+    }
+    assert!(rig.backend.counts().waits - waits <= 4);
+    let _first = listener.accept().unwrap();
+    let connected = rig.one();
+    assert_eq!((connected.slot, connected.result), (1, Ok(0)));
+    let (mut second, _) = listener.accept().unwrap();
+    second.write_all(b"hi").unwrap();
+    rig.start(1, Lane::Read, Request::ReadSwap);
+    assert_eq!(&*lease(rig.one()), b"hi");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn ready_transfers_nothing() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    rig.start(0, Lane::Write, Request::Ready(Interest::Writable));
+    assert_eq!(rig.one().result, Ok(0));
+    rig.start(0, Lane::Read, Request::Ready(Interest::Readable));
+    rig.quiet();
+    peer.write_all(b"x").unwrap();
+    assert_eq!(rig.one().result, Ok(0));
+    rig.start(0, Lane::Read, Request::Ready(Interest::Readable));
+    assert_eq!(rig.one().result, Ok(0));
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    assert_eq!(&*lease(rig.one()), b"x");
+    assert_eq!(rig.backend.counts().reads, 1);
+}
+
+#[test]
+fn pipes_work_and_go_back_as_they_came() {
+    let mut rig = Rig::new();
+    let (from, to) = std::io::pipe().unwrap();
+    rig.attach(0, from, SocketKind::Other);
+    rig.attach(1, to, SocketKind::Other);
+    assert!(is_nonblocking(&rig.backend.socket(0).unwrap()));
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.write(1, b"through");
+    let mut results = rig.completions();
+    while results.len() < 2 {
+        results.extend(rig.completions());
+    }
+    assert_eq!(&*lease(results.pop().unwrap()), b"through");
+    // Full: a short write, then waiting; emptied: going on.
+    let big = Buffer::from(vec![0; 1 << 20]);
+    rig.start(
+        1,
+        Lane::Write,
+        Request::Write {
+            buffer: big,
+            from: 0,
+        },
+    );
+    let sent = rig.one().result.unwrap();
+    assert!(sent < 1 << 20);
+    rig.write(1, b"tail");
+    rig.quiet();
+    let (mut got, mut tail) = (0, None);
+    while got < sent + 4 {
+        rig.start(0, Lane::Read, Request::ReadSwap);
+        for completion in rig.completions() {
+            match completion.lane {
+                Lane::Read => got += completion.result.unwrap(),
+                Lane::Write => tail = Some(completion.result),
+            }
+        }
+    }
+    assert_eq!(tail, Some(Ok(4)));
+    // Nobody reads any more: an error, not a signal.
+    let from = rig.backend.detach(0).unwrap();
+    assert!(!is_nonblocking(&from));
+    drop(from);
+    rig.write(1, b"lost");
+    assert_eq!(errno(&rig.one()), libc::EPIPE);
+}
+
+#[test]
+fn urgent_data_hides_nothing() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    peer.write_all(b"before").unwrap();
+    SockRef::from(&peer).send_out_of_band(b"!").unwrap();
+    peer.write_all(b"after").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let mut got = Vec::new();
+    while got.len() < 11 {
+        got.extend(lease(rig.one()).iter());
+        rig.start(0, Lane::Read, Request::ReadSwap);
+    }
+    assert_eq!(got, b"beforeafter");
+}
+
+#[test]
+fn sleeps_end_in_time_and_never_early() {
+    let mut rig = Rig::new();
+    for milliseconds_only in [false, true] {
+        rig.backend.poller.milliseconds_only |= milliseconds_only;
+        for micros in [0, 1, 50, 1_000, 10_300] {
+            let at = Instant::now() + Duration::from_micros(micros);
+            assert!(rig.turn(Until::Time(at), 99).is_empty());
+            assert!(Instant::now() >= at);
+        }
+    }
+}
+
+#[test]
+fn waker_ends_the_sleep() {
+    let mut rig = Rig::new();
+    for _ in 0..3 {
+        let waker = Arc::clone(rig.backend.waker());
+        waker.sleep();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(10));
+            waker.wake();
+        });
+        assert!(rig.turn(Until::Time(Instant::now() + SOON), 99).is_empty());
+        thread.join().unwrap();
+        rig.backend.waker().awake();
+        // It is not seen again.
+        let at = Instant::now() + Duration::from_millis(20);
+        rig.turn(Until::Time(at), 99);
+        assert!(Instant::now() >= at);
+    }
+}
+
+#[test]
+fn nested_descriptor_is_exact() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    rig.backend.readiness();
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    rig.quiet();
+    assert!(!readable(rig.backend.readiness()));
+    for _ in 0..3 {
+        peer.write_all(b"x").unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(readable(rig.backend.readiness()));
+        assert_eq!(rig.turn(Until::Now, 99).len(), 1);
+        assert!(!readable(rig.backend.readiness()));
+        rig.start(0, Lane::Read, Request::ReadSwap);
+        assert!(rig.turn(Until::Now, 99).is_empty());
+        assert!(!readable(rig.backend.readiness()));
+    }
+    // The alarm.
+    rig.backend
+        .arm(Some(Instant::now() + Duration::from_millis(10)));
+    assert!(!readable(rig.backend.readiness()));
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(readable(rig.backend.readiness()));
+    rig.turn(Until::Now, 99);
+    assert!(!readable(rig.backend.readiness()));
+    rig.backend.arm(Some(Instant::now()));
+    std::thread::sleep(Duration::from_millis(5));
+    rig.backend.arm(None);
+    assert!(!readable(rig.backend.readiness()));
+}
+
+#[test]
+fn refused_descriptors_come_back() {
+    let mut rig = Rig::new();
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    let (errno, file) = rig
+        .backend
+        .attach(0, file.into(), SocketKind::Other)
+        .unwrap_err();
+    assert_eq!(errno.0, libc::EPERM);
+    assert!(!is_nonblocking(&file));
+    assert!(rig.backend.socket(0).is_none());
+    let _peer = rig.pair(0);
+}
+
+#[test]
+fn backend_can_change_threads() {
+    fn assert_send<T: Send>() {}
+    assert_send::<Emulated<Epoll>>();
+}

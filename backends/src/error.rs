@@ -1,0 +1,303 @@
+//! What can go wrong, in eight bytes: a kind to match on, the call that failed, the system's
+//! error number where there is one. The texts say what was being done and what to do next.
+
+use std::fmt;
+use std::io;
+
+/// A result whose error is [`enum@Error`] unless said otherwise.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call was refused or an operation failed. Eight bytes, `Copy`.
+///
+/// [`kind`](Error::kind) is what a program matches on; [`raw_os_error`](Error::raw_os_error)
+/// gives the system's `errno` where the system had a say. `Display` says what was being done,
+/// what happened, and what to do about it.
+///
+/// ```
+/// use gaio_backends::{Doing, Error, ErrorKind};
+///
+/// let error = Error::new(Doing::Read, ErrorKind::Deadline);
+/// assert_eq!(error.kind(), ErrorKind::Deadline);
+/// assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::TimedOut);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Error {
+    errno: i32,
+    kind: ErrorKind,
+    doing: Doing,
+}
+
+/// The kinds of [`enum@Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The connection was freed, reclaimed, or never belonged to this watcher.
+    ConnClosed,
+    /// The watcher was closed.
+    WatcherClosed,
+    /// The request was cancelled.
+    Cancelled,
+    /// The request's deadline passed.
+    Deadline,
+    /// The peer closed before a `read_full` had filled its buffer.
+    UnexpectedEof,
+    /// The buffer has length zero, so there is nothing to read into or to write.
+    EmptyBuffer,
+    /// This descriptor, option or value cannot be had; the text says which and why.
+    Unsupported,
+    /// A listener where a connection is needed, or the reverse.
+    WrongKind,
+    /// Called on another thread than the one that called `wait_io` first.
+    WrongThread,
+    /// The connection still has pending requests.
+    Busy,
+    /// The system refused; [`Error::raw_os_error`] says why.
+    Os,
+}
+
+/// What was being done when an error arose; it opens the error's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+#[allow(missing_docs)] // The names are the operations' own.
+pub enum Doing {
+    Build,
+    SizeSwapBuffers,
+    CountSwapBuffers,
+    SizeQueue,
+    SizeStreamWindow,
+    Restrict,
+    ChooseBackend,
+    Delegate,
+    Listen,
+    Inspect,
+    Reclaim,
+    Read,
+    Write,
+    Accept,
+    Connect,
+    Shutdown,
+    Ready,
+    Timer,
+    Post,
+    Cancel,
+    Free,
+    Wait,
+    Pin,
+}
+
+impl Error {
+    /// An error that does not come from the system.
+    pub fn new(doing: Doing, kind: ErrorKind) -> Self {
+        Error {
+            errno: 0,
+            kind,
+            doing,
+        }
+    }
+
+    /// An error of kind [`ErrorKind::Os`].
+    pub fn os(doing: Doing, errno: Errno) -> Self {
+        Error {
+            errno: errno.0,
+            kind: ErrorKind::Os,
+            doing,
+        }
+    }
+
+    /// The same error with the system's number as its cause.
+    pub fn with_errno(self, errno: Errno) -> Self {
+        Error {
+            errno: errno.0,
+            ..self
+        }
+    }
+
+    /// The same error, met while doing something else.
+    pub fn during(self, doing: Doing) -> Self {
+        Error { doing, ..self }
+    }
+
+    /// The kind, to match on.
+    pub fn kind(self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The system's `errno`, if the system had a say.
+    pub fn raw_os_error(self) -> Option<i32> {
+        (self.errno != 0).then_some(self.errno)
+    }
+}
+
+impl Doing {
+    fn text(self) -> &'static str {
+        match self {
+            Doing::Build => "building the watcher",
+            Doing::SizeSwapBuffers => "swap_buffer_size",
+            Doing::CountSwapBuffers => "swap_buffers",
+            Doing::SizeQueue => "queue_depth",
+            Doing::SizeStreamWindow => "stream_window",
+            Doing::Restrict => "restricted",
+            Doing::ChooseBackend => "choosing a backend",
+            Doing::Delegate => "delegate",
+            Doing::Listen => "listen",
+            Doing::Inspect => "looking at the socket",
+            Doing::Reclaim => "reclaim",
+            Doing::Read => "read",
+            Doing::Write => "write",
+            Doing::Accept => "accept",
+            Doing::Connect => "connect",
+            Doing::Shutdown => "shutdown",
+            Doing::Ready => "ready",
+            Doing::Timer => "timer",
+            Doing::Post => "post",
+            Doing::Cancel => "cancel",
+            Doing::Free => "free",
+            Doing::Wait => "wait_io",
+            Doing::Pin => "pin",
+        }
+    }
+
+    /// What [`ErrorKind::Unsupported`] means for this call, and what to do.
+    fn unsupported(self) -> &'static str {
+        match self {
+            Doing::Delegate => {
+                "this descriptor cannot be waited for (a regular file, a directory, a datagram \
+                 socket): delegate stream sockets, pipes or terminals"
+            }
+            Doing::SizeSwapBuffers => "the size must lie between 1 KiB and 1 GiB",
+            Doing::CountSwapBuffers => "the number must lie between 1 and 1,048,576",
+            Doing::SizeQueue => "the depth must lie between 1 and 32,768",
+            Doing::SizeStreamWindow => "the window must be at least 1 byte",
+            Doing::Restrict => "rings with restrictions are not built yet: leave this option off",
+            Doing::ChooseBackend => {
+                "this build or machine does not have the backend: use Choice::Auto, or unset \
+                 GAIO_BACKEND"
+            }
+            Doing::Connect => "this socket cannot be connected: hand in an unused stream socket",
+            _ => "not possible here",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.doing.text())?;
+        f.write_str(": ")?;
+        f.write_str(match self.kind {
+            ErrorKind::ConnClosed => {
+                "the connection is closed or not this watcher's: forget this Conn"
+            }
+            ErrorKind::WatcherClosed => "the watcher is closed: build a new one",
+            ErrorKind::Cancelled => "cancelled by the program",
+            ErrorKind::Deadline => "the deadline passed: submit again to go on, or free",
+            ErrorKind::UnexpectedEof => "the peer closed before the buffer was full",
+            ErrorKind::EmptyBuffer => "the buffer is empty: its length is what is transferred",
+            ErrorKind::Unsupported => self.doing.unsupported(),
+            ErrorKind::WrongKind => {
+                "a listener where a connection is needed, or the reverse: `listen` takes \
+                 listening sockets, `delegate` connections"
+            }
+            ErrorKind::WrongThread => {
+                "the watcher belongs to the thread that called wait_io first: use a Remote from \
+                 other threads"
+            }
+            ErrorKind::Busy => "requests are pending: wait for their results or cancel them",
+            ErrorKind::Os => return write!(f, "{}", io::Error::from_raw_os_error(self.errno)),
+        })?;
+        match self.raw_os_error() {
+            Some(errno) => write!(f, " ({})", io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.kind)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind {
+            ErrorKind::Os => return io::Error::from_raw_os_error(error.errno),
+            ErrorKind::ConnClosed | ErrorKind::WatcherClosed => io::ErrorKind::NotConnected,
+            ErrorKind::Deadline => io::ErrorKind::TimedOut,
+            ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
+            ErrorKind::EmptyBuffer | ErrorKind::WrongKind => io::ErrorKind::InvalidInput,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::Busy => io::ErrorKind::ResourceBusy,
+            ErrorKind::Cancelled | ErrorKind::WrongThread => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// A system's error number, positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// The number that the last failed system call of this thread left.
+    pub fn last() -> Self {
+        Errno(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+}
+
+/// What the numbers mean to a watcher, which knows none of them.
+impl Errno {
+    /// The operation was cancelled.
+    pub const CANCELLED: Errno = Errno(libc::ECANCELED);
+
+    /// The system's table of open files is full.
+    pub const TABLE_FULL: Errno = Errno(libc::ENFILE);
+
+    /// Nothing was wrong: the operation was cancelled, interrupted, or not ready after all.
+    #[inline]
+    pub fn is_interruption(self) -> bool {
+        matches!(self.0, libc::ECANCELED | libc::EINTR | libc::EAGAIN)
+    }
+
+    /// A swap read found no buffer.
+    #[inline]
+    pub fn is_out_of_buffers(self) -> bool {
+        self.0 == libc::ENOBUFS
+    }
+
+    /// An error of accept(2) that passes when descriptors or memory are freed.
+    pub fn is_shortage(self) -> bool {
+        matches!(
+            self.0,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM
+        )
+    }
+
+    /// An error of accept(2) that concerns the one connection that was lost, or nothing.
+    pub fn is_lost_connection(self) -> bool {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if matches!(self.0, libc::ENONET) {
+            return true;
+        }
+        matches!(
+            self.0,
+            libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EPERM
+        )
+    }
+}
+
+impl From<io::Error> for Errno {
+    fn from(error: io::Error) -> Self {
+        Errno(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}

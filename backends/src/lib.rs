@@ -1,0 +1,281 @@
+//! The kernel side of [gaio](https://docs.rs/gaio): what a proactor needs from an operating
+//! system, behind one trait, and the swap buffers that all backends share.
+//!
+//! This crate is the lower half of `gaio`; programs use the upper one. All unsafe code of the
+//! project is here.
+//!
+//! # Adding a backend
+//!
+//! Implement [`Backend`] in a folder of its own, name its cfg in the workspace's `build.rs`, and
+//! add a line in [`select`]. A system with a readiness poller (`kqueue(2)`, say) needs less: the
+//! `Poller` trait of the [`emulated`] backend, one file.
+
+#[cfg(not(any(gaio_uring, gaio_epoll)))]
+compile_error!("gaio has no backend for this target yet");
+
+mod address;
+mod batch;
+pub mod buffer;
+pub mod emulated;
+mod error;
+mod nest;
+pub mod select;
+mod slots;
+pub mod swap;
+mod sys;
+#[cfg(gaio_uring)]
+pub mod uring;
+mod wake;
+
+use std::net::Shutdown;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use address::Address;
+pub use batch::Batch;
+pub use buffer::Buffer;
+pub use error::{Doing, Errno, Error, ErrorKind, Result};
+pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
+pub use slots::reserve_gently;
+pub use swap::{Credit, Pool, PoolUse, SwapBuf};
+pub use sys::{classify, peer_addr, pin_thread, stream_socket};
+pub use wake::Waker;
+
+/// The contract between the watcher, which knows the user, and a backend, which knows the kernel.
+///
+/// # What a backend may assume
+/// - A slot is a small number chosen by the watcher. It is attached once, detached once, and not
+///   attached again before the next [`wait`](Backend::wait).
+/// - A slot has two lanes. Each has at most one operation at a time: nothing is started on a lane
+///   before the last completion of what ran there was given out.
+/// - Lanes are cancelled only while they run, slots detached only while both lanes are idle.
+/// - Before each `wait` at most [`room`](Backend::room) operations are started.
+/// - All calls after [`bind`](Backend::bind) come from the thread that called it; only the drop
+///   may come from another.
+///
+/// Queues, order, deadlines, retries of short transfers, generations: all of that is the
+/// watcher's. A backend has no queue policy.
+///
+/// # What a backend must give
+/// - Every started operation ends with exactly one completion whose `more` is false, and only a
+///   stream may have others before it. It brings back what was handed in.
+/// - A stream may end at any time with a completion that is a success (and not a read's 0 bytes):
+///   that only says that it has to be started again.
+/// - An operation gets at least one attempt, also if it is cancelled right after its start.
+/// - A cancelled operation ends soon: with what it had done, or `ECANCELED` if that was nothing.
+///   Nothing is lost: received bytes are in the completion or still in the socket.
+/// - What the kernel uses (buffers, addresses, message headers) is owned by the backend until the
+///   last completion of the operation, also when the backend is dropped.
+/// - Reads of a swap buffer that find the pool dry end with `ENOBUFS` and consume nothing.
+/// - Transfers may be short but not empty, except that a read of 0 bytes means the end.
+/// - No call blocks but `wait`, nothing raises a signal, descriptors are close-on-exec.
+pub trait Backend {
+    /// Takes a socket into `slot`.
+    ///
+    /// # Errors
+    /// The system's refusal, together with the socket.
+    fn attach(
+        &mut self,
+        slot: u32,
+        socket: OwnedFd,
+        kind: SocketKind,
+    ) -> Result<(), (Errno, OwnedFd)>;
+
+    /// Gives the socket back, in the blocking mode in which it came.
+    fn detach(&mut self, slot: u32) -> Option<OwnedFd>;
+
+    /// The socket in `slot`.
+    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>>;
+
+    /// How many more operations can be started before the next [`wait`](Backend::wait).
+    fn room(&self) -> usize;
+
+    /// Starts an operation. Failures come as its completion.
+    fn start(&mut self, slot: u32, lane: Lane, request: Request);
+
+    /// Ends the operation of a lane early.
+    fn cancel(&mut self, slot: u32, lane: Lane);
+
+    /// `shutdown(2)`, at once.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno>;
+
+    /// Ties the backend to the calling thread; comes once, before the first `wait`.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    fn bind(&mut self) -> Result<(), Errno>;
+
+    /// Runs what was started, sleeps if nothing is complete, hands out completions. A signal may
+    /// end the sleep early. Returns true if there is more to do without sleeping.
+    ///
+    /// # Errors
+    /// The system refuses the call that waits.
+    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno>;
+
+    /// A descriptor that is readable when `wait` would have something to hand out, or when the
+    /// time last given to [`arm`](Backend::arm) has come. From the first call on, `wait` pays for
+    /// keeping it exact.
+    fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// Makes [`readiness`](Backend::readiness) readable at this time.
+    fn arm(&self, at: Option<Instant>);
+
+    /// Wakes `wait` from other threads.
+    fn waker(&self) -> &Arc<Waker>;
+
+    /// Where swap reads take their memory.
+    fn pool(&self) -> &Pool;
+
+    /// Bytes that swap reads could take now, roughly.
+    fn swap_room_bytes(&self) -> usize;
+
+    /// System calls made so far.
+    fn counts(&self) -> &Counts;
+}
+
+/// What a backend is built with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes in one swap buffer.
+    pub swap_buffer_size: usize,
+    /// The most swap buffers there may be.
+    pub swap_buffers: usize,
+    /// How many operations one turn can start.
+    pub queue_depth: usize,
+}
+
+/// Receives completions during [`Backend::wait`].
+pub trait Sink {
+    /// Takes one completion.
+    fn complete(&mut self, completion: Completion);
+
+    /// Whether to go on; a backend keeps further completions for the next `wait`.
+    fn wants_more(&self) -> bool;
+}
+
+/// One step of one operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// Where it ran.
+    pub slot: u32,
+    /// On which lane.
+    pub lane: Lane,
+    /// Whether further completions of this operation follow.
+    pub more: bool,
+    /// Bytes transferred, or why it failed.
+    pub result: Result<usize, Errno>,
+    /// What comes back.
+    pub payload: Payload,
+}
+
+/// What a completion carries.
+#[derive(Debug)]
+pub enum Payload {
+    /// Nothing.
+    None,
+    /// What was read, or the buffer that was written.
+    Buffer(Buffer),
+    /// The buffers that were written.
+    Batch(Box<Batch>),
+    /// An accepted connection.
+    Socket(OwnedFd),
+}
+
+/// The two directions of a socket. Accepting and readiness to read use `Read`; connecting and
+/// readiness to write use `Write`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Lane {
+    /// Bytes or connections coming in.
+    Read = 0,
+    /// Bytes or connections going out.
+    Write = 1,
+}
+
+/// An operation to start.
+#[derive(Debug)]
+pub enum Request {
+    /// Read once into a swap buffer.
+    ReadSwap,
+    /// Read into swap buffers until the end, charged to the credit.
+    ReadStream(Credit),
+    /// Read once into a vector, past its first `from` bytes.
+    Read {
+        /// The vector, at the length that is wanted.
+        buffer: Buffer,
+        /// Bytes that are there already.
+        from: usize,
+    },
+    /// Write what lies past the first `from` bytes.
+    Write {
+        /// The bytes.
+        buffer: Buffer,
+        /// Bytes that were written already.
+        from: usize,
+    },
+    /// Write several buffers in one call.
+    WriteBatch(Box<Batch>),
+    /// Accept one connection.
+    Accept,
+    /// Accept until cancelled.
+    AcceptStream,
+    /// Connect.
+    Connect(Address),
+    /// Wait until the socket is ready, transfer nothing.
+    Ready(Interest),
+}
+
+/// What [`Request::Ready`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Interest {
+    /// A read would not block: data, the end, or an error.
+    Readable,
+    /// A write would not block, or would fail.
+    Writable,
+}
+
+/// How a descriptor is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// A connected, or connectable, stream socket.
+    Stream,
+    /// A listening socket.
+    Listener,
+    /// Not a socket, but it can be waited for: a pipe, a terminal, an `eventfd`.
+    Other,
+}
+
+/// How long [`Backend::wait`] may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Not at all.
+    Now,
+    /// To this time.
+    Time(Instant),
+    /// Until something is complete.
+    Done,
+}
+
+/// System calls that a backend made, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Calls that wait: `io_uring_enter(2)`, `epoll_wait(2)`.
+    pub waits: u64,
+    /// Calls that read, where reading is not done by the ring.
+    pub reads: u64,
+    /// Calls that write, likewise.
+    pub writes: u64,
+    /// Calls that accept or connect, likewise.
+    pub accepts: u64,
+    /// All others after the building: registrations, closes, events.
+    pub others: u64,
+}
+
+impl Lane {
+    /// Both lanes, in order.
+    pub const BOTH: [Lane; 2] = [Lane::Read, Lane::Write];
+}

@@ -1,0 +1,334 @@
+//! Which backends this build has, which one this machine gets, and why not the others.
+//!
+//! The one place that lists the backends: [`PREFERENCE`], [`build_one`], and [`Selected`] with
+//! its forwarding, one `match` a call.
+
+use std::fmt;
+use std::net::Shutdown;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+#[cfg(gaio_epoll)]
+use crate::emulated::{Emulated, epoll::Epoll};
+use crate::error::{Doing, Errno, Error, ErrorKind, Result};
+#[cfg(gaio_uring)]
+use crate::uring::Uring;
+use crate::{Backend, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker};
+
+/// The environment variable that overrides [`Choice::Auto`].
+pub const ENVIRONMENT: &str = "GAIO_BACKEND";
+
+/// From the most wanted to the least.
+const PREFERENCE: &[BackendKind] = &[
+    BackendKind::IoUring,
+    BackendKind::Epoll,
+    BackendKind::Kqueue,
+];
+
+/// The backends there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// Linux 6.0 and later: the kernel does the reads and writes.
+    IoUring,
+    /// Linux: the library does them when the kernel says that they will not block.
+    Epoll,
+    /// The BSDs and macOS: likewise.
+    Kqueue,
+}
+
+/// Which backend to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Choice {
+    /// The best one that works here, or what `GAIO_BACKEND` in the environment names
+    /// (`io_uring`, `epoll`, `kqueue`).
+    #[default]
+    Auto,
+    /// This one or an error; the environment is not asked.
+    Only(BackendKind),
+}
+
+/// What was chosen, with which features, and what was declined.
+#[derive(Clone, Debug)]
+pub struct BackendInfo {
+    kind: BackendKind,
+    features: Vec<&'static str>,
+    declined: Vec<Declined>,
+}
+
+/// A backend that was tried, or ruled out, and why.
+#[derive(Clone, Debug)]
+pub struct Declined {
+    kind: BackendKind,
+    error: Error,
+    step: &'static str,
+    advice: &'static str,
+}
+
+/// Why a backend could not be built: which step failed, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// What was tried.
+    pub step: &'static str,
+    /// What the system said.
+    pub errno: Errno,
+    /// What the user can do.
+    pub advice: &'static str,
+}
+
+/// The backend that was chosen.
+#[derive(Debug)]
+pub enum Selected {
+    /// The native one.
+    #[cfg(gaio_uring)]
+    Uring(Uring),
+    /// The emulated one, over epoll.
+    #[cfg(gaio_epoll)]
+    Epoll(Emulated<Epoll>),
+}
+
+/// Builds the backend that `choice` and the environment ask for.
+///
+/// # Errors
+/// `Unsupported` if the build lacks it, or the name in the environment is none; otherwise what
+/// the system said to the last one tried.
+pub fn select(choice: Choice, options: &Options) -> Result<(Selected, BackendInfo)> {
+    let only = match choice {
+        Choice::Only(kind) => Some(kind),
+        Choice::Auto => from_environment()?,
+    };
+    let mut declined = Vec::new();
+    for &kind in PREFERENCE {
+        if only.is_some_and(|only| only != kind) {
+            continue;
+        }
+        match build_one(kind, options) {
+            Ok((selected, features)) => {
+                let info = BackendInfo {
+                    kind,
+                    features,
+                    declined,
+                };
+                return Ok((selected, info));
+            }
+            Err(Refused::NotBuilt) => {}
+            Err(Refused::ByMachine(refusal)) => declined.push(Declined {
+                kind,
+                error: Error::os(Doing::ChooseBackend, refusal.errno),
+                step: refusal.step,
+                advice: refusal.advice,
+            }),
+        }
+    }
+    let unsupported = Error::new(Doing::ChooseBackend, ErrorKind::Unsupported);
+    Err(match declined.last() {
+        Some(last) => last.error.raw_os_error().map_or(unsupported, |errno| {
+            if only.is_some() {
+                unsupported.with_errno(Errno(errno))
+            } else {
+                Error::os(Doing::Build, Errno(errno))
+            }
+        }),
+        None => unsupported,
+    })
+}
+
+enum Refused {
+    /// This target has no such backend.
+    NotBuilt,
+    ByMachine(Refusal),
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Refused::ByMachine(refusal)
+    }
+}
+
+fn build_one(
+    kind: BackendKind,
+    options: &Options,
+) -> Result<(Selected, Vec<&'static str>), Refused> {
+    match kind {
+        #[cfg(gaio_uring)]
+        BackendKind::IoUring => {
+            let (uring, features) = Uring::new(options)?;
+            Ok((Selected::Uring(uring), features))
+        }
+        #[cfg(gaio_epoll)]
+        BackendKind::Epoll => {
+            let emulated = Emulated::<Epoll>::new(options)?;
+            Ok((Selected::Epoll(emulated), vec!["edge-triggered"]))
+        }
+        #[allow(unreachable_patterns)] // All are built on some targets.
+        _ => Err(Refused::NotBuilt),
+    }
+}
+
+fn from_environment() -> Result<Option<BackendKind>> {
+    match std::env::var(ENVIRONMENT).as_deref() {
+        Err(_) | Ok("" | "auto") => Ok(None),
+        Ok(name) => PREFERENCE
+            .iter()
+            .copied()
+            .find(|kind| kind.name() == name)
+            .map(Some)
+            .ok_or(Error::new(Doing::ChooseBackend, ErrorKind::Unsupported)),
+    }
+}
+
+impl BackendKind {
+    /// The name used in texts and in the environment.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendKind::IoUring => "io_uring",
+            BackendKind::Epoll => "epoll",
+            BackendKind::Kqueue => "kqueue",
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl BackendInfo {
+    /// Which backend it is.
+    pub fn kind(&self) -> BackendKind {
+        self.kind
+    }
+
+    /// What of the kernel's optional features is in use.
+    pub fn features(&self) -> &[&'static str] {
+        &self.features
+    }
+
+    /// The better backends that this machine refused.
+    pub fn declined(&self) -> &[Declined] {
+        &self.declined
+    }
+}
+
+impl fmt::Display for BackendInfo {
+    /// One line: `io_uring (single issuer, ...)`, or `epoll (edge-triggered); io_uring declined:
+    /// ...`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.kind, self.features.join(", "))?;
+        for declined in &self.declined {
+            write!(f, "; {declined}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Declined {
+    /// The backend that was declined.
+    pub fn kind(&self) -> BackendKind {
+        self.kind
+    }
+
+    /// What the system said.
+    pub fn error(&self) -> Error {
+        self.error
+    }
+}
+
+impl fmt::Display for Declined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errno = self.error.raw_os_error().unwrap_or(0);
+        write!(
+            f,
+            "{} declined: {}: {}; {}",
+            self.kind,
+            self.step,
+            std::io::Error::from_raw_os_error(errno),
+            self.advice
+        )
+    }
+}
+
+/// Calls the method on whichever backend it is.
+macro_rules! forward {
+    ($self:expr, $backend:ident => $call:expr) => {
+        match $self {
+            #[cfg(gaio_uring)]
+            Selected::Uring($backend) => $call,
+            #[cfg(gaio_epoll)]
+            Selected::Epoll($backend) => $call,
+        }
+    };
+}
+
+impl Backend for Selected {
+    fn attach(
+        &mut self,
+        slot: u32,
+        socket: OwnedFd,
+        kind: SocketKind,
+    ) -> Result<(), (Errno, OwnedFd)> {
+        forward!(self, b => b.attach(slot, socket, kind))
+    }
+
+    fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
+        forward!(self, b => b.detach(slot))
+    }
+
+    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        forward!(self, b => b.socket(slot))
+    }
+
+    #[inline]
+    fn room(&self) -> usize {
+        forward!(self, b => b.room())
+    }
+
+    #[inline]
+    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
+        forward!(self, b => b.start(slot, lane, request));
+    }
+
+    fn cancel(&mut self, slot: u32, lane: Lane) {
+        forward!(self, b => b.cancel(slot, lane));
+    }
+
+    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
+        forward!(self, b => b.shutdown(slot, how))
+    }
+
+    fn bind(&mut self) -> Result<(), Errno> {
+        forward!(self, b => b.bind())
+    }
+
+    #[inline]
+    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+        forward!(self, b => b.wait(until, sink))
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        forward!(self, b => b.readiness())
+    }
+
+    fn arm(&self, at: Option<Instant>) {
+        forward!(self, b => b.arm(at));
+    }
+
+    fn waker(&self) -> &Arc<Waker> {
+        forward!(self, b => b.waker())
+    }
+
+    fn pool(&self) -> &Pool {
+        forward!(self, b => b.pool())
+    }
+
+    fn swap_room_bytes(&self) -> usize {
+        forward!(self, b => b.swap_room_bytes())
+    }
+
+    fn counts(&self) -> &Counts {
+        forward!(self, b => b.counts())
+    }
+}

@@ -1,0 +1,152 @@
+//! `SwapBuf`, a lease of bytes in a swap block.
+
+use std::fmt;
+use std::ops::{Bound, Deref, RangeBounds};
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
+
+use super::credit::CreditCell;
+use super::{Block, Credit, release};
+
+/// A lease of bytes that the kernel wrote into a swap buffer.
+///
+/// The bytes never change while the lease lives. It can be kept, sliced, cloned (a count goes up,
+/// nothing is allocated or copied), sent to other threads, written to another connection, and
+/// it may outlive its watcher. When the last lease of a buffer is dropped, the buffer takes new
+/// reads; a program that keeps all of them makes further swap reads wait.
+///
+/// ```
+/// # fn kept(lease: gaio_backends::SwapBuf) {
+/// let head = lease.slice(..4);
+/// drop(lease);
+/// println!("{:?}", &head[..]);
+/// # }
+/// ```
+pub struct SwapBuf {
+    block: NonNull<Block>,
+    at: u32,
+    len: u32,
+    credit: Option<NonNull<CreditCell>>,
+    /// What this lease is charged with at `credit`; the view may have shrunk since.
+    charged: u32,
+}
+
+// SAFETY: the leased bytes are never written while the lease lives, the counts are atomics.
+unsafe impl Send for SwapBuf {}
+// SAFETY: as above: shared access only reads.
+unsafe impl Sync for SwapBuf {}
+
+impl SwapBuf {
+    /// # Safety
+    /// `at..at + len` of the block was written and stays so; the caller counted this lease.
+    pub(super) unsafe fn cut(
+        block: NonNull<Block>,
+        at: usize,
+        len: usize,
+        credit: Option<&Credit>,
+    ) -> Self {
+        SwapBuf {
+            block,
+            // A block has at most 1 GiB, so positions in it fit.
+            at: at as u32,
+            len: len as u32,
+            credit: credit.map(|credit| credit.charge(len as u32)),
+            charged: len as u32,
+        }
+    }
+
+    /// A lease of a part of these bytes. A range that reaches past the end is cut off there.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> SwapBuf {
+        let start = match range.start_bound() {
+            Bound::Included(&start) => start,
+            Bound::Excluded(&start) => start.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&end) => end.saturating_add(1),
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => usize::MAX,
+        };
+        let mut part = self.clone();
+        part.truncate(end);
+        part.advance(start);
+        part
+    }
+
+    /// Forgets the first `n` bytes (all, if there are fewer).
+    pub(crate) fn advance(&mut self, n: usize) {
+        let n = n.min(self.len as usize) as u32;
+        self.at += n;
+        self.len -= n;
+    }
+
+    /// Forgets all but the first `n` bytes.
+    pub(crate) fn truncate(&mut self, n: usize) {
+        self.len = n.min(self.len as usize) as u32;
+    }
+}
+
+impl Deref for SwapBuf {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the block is alive while a lease is; `at..at + len` lies in it, was written
+        // before the lease was cut and is not written while it lives.
+        unsafe {
+            let data = self.block.as_ref().data.as_ptr().add(self.at as usize);
+            std::slice::from_raw_parts(data, self.len as usize)
+        }
+    }
+}
+
+impl Clone for SwapBuf {
+    fn clone(&self) -> Self {
+        // SAFETY: this lease keeps the block alive.
+        let refs = unsafe { &self.block.as_ref().refs };
+        refs.fetch_add(1, Ordering::Relaxed);
+        let credit = self.credit.inspect(|cell| {
+            // SAFETY: this lease's charge keeps the cell alive.
+            unsafe { cell.as_ref() }.charge(self.len);
+        });
+        SwapBuf {
+            block: self.block,
+            at: self.at,
+            len: self.len,
+            credit,
+            charged: self.len,
+        }
+    }
+}
+
+impl Drop for SwapBuf {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(cell) = self.credit {
+            // SAFETY: the block is alive, and so is its pool while a block is out; the charge is
+            // this lease's own.
+            unsafe { CreditCell::release(cell, self.charged, &*self.block.as_ref().shared) };
+        }
+        // SAFETY: this lease owns one reference and ends here.
+        unsafe { release(self.block, 1) };
+    }
+}
+
+impl AsRef<[u8]> for SwapBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<SwapBuf> for bytes::Bytes {
+    /// Without a copy; one small allocation.
+    fn from(lease: SwapBuf) -> Self {
+        bytes::Bytes::from_owner(lease)
+    }
+}
+
+impl fmt::Debug for SwapBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SwapBuf({} bytes)", self.len)
+    }
+}

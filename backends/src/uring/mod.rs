@@ -1,0 +1,567 @@
+//! The native backend: the kernel does the reads and writes and says when they are done.
+//!
+//! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
+//! [`setup`] gets the ring, [`buffer_ring`] lends it swap buffers, [`lanes`] remembers what runs,
+//! [`polled`] does reads and writes for descriptors that are not sockets, [`teardown`] ends it
+//! all without the kernel writing into freed memory. This file submits and reaps.
+
+mod buffer_ring;
+mod lanes;
+mod polled;
+mod setup;
+mod teardown;
+
+use std::cell::OnceCell;
+use std::collections::VecDeque;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
+
+use self::buffer_ring::BufferRing;
+use self::lanes::{Lanes, Load, Op};
+use crate::error::Errno;
+use crate::nest::NestTimer;
+use crate::select::Refusal;
+use crate::swap::{Filling, Pool};
+use crate::sys::{self, TRANSFER_MAX};
+use crate::wake::Waker;
+use crate::{
+    Backend, Completion, Counts, Interest, Lane, Options, Payload, Request, Sink, SocketKind, Until,
+};
+
+/// The one group of provided buffers.
+const BUFFER_GROUP: u16 = 0;
+/// The most blocks lent to the kernel at a time: few, so that they stay warm; measured.
+const LENT_MAX: usize = 16;
+/// Places in the submission queue that are kept for the backend's own entries.
+const OWN_ENTRIES: usize = 2;
+/// From this many cancellations on, a turn asks the kernel to run them all: it runs only some
+/// twenty deferred completions a call otherwise.
+const MANY_CANCELS: usize = 16;
+
+/// `user_data` of entries that belong to no lane. Lanes count from zero.
+const IGNORED: u64 = u64::MAX;
+const WOKEN: u64 = u64::MAX - 1;
+
+/// The backend over io_uring.
+pub struct Uring {
+    /// Leaked when built, so that `submitter` can hold on to it; freed by the teardown.
+    ring: &'static IoUring,
+    /// Kept, because it knows the registered index of the ring.
+    submitter: Submitter<'static>,
+    buffers: BufferRing,
+    pool: Pool,
+    /// Where reads of other descriptors than sockets put their bytes.
+    polled_filling: Option<Filling>,
+    lanes: Lanes,
+    /// Completions that need no kernel.
+    immediate: VecDeque<Completion>,
+    /// Entries that found the submission queue full.
+    deferred: VecDeque<squeue::Entry>,
+    /// Lanes that were cancelled and still run.
+    cancelling: usize,
+    waker: Arc<Waker>,
+    /// Where the kernel puts the waker's count.
+    wake_count: Box<u64>,
+    wake_armed: bool,
+    bound: bool,
+    nest: OnceCell<Nest>,
+    timer: NestTimer,
+    tombstone: teardown::Tombstone,
+    counts: Counts,
+}
+
+// SAFETY: the `Submitter` has pointers into the ring's mapping, which belongs to this value alone;
+// the kernel binds the ring to a thread only in `bind`, and refuses (it does not misbehave) when
+// another one enters.
+unsafe impl Send for Uring {}
+
+/// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
+/// work is deferred.
+struct Nest {
+    epoll: OwnedFd,
+    event: OwnedFd,
+}
+
+impl Uring {
+    /// Builds the backend and proves that it works.
+    ///
+    /// # Errors
+    /// The step that failed, and how.
+    pub fn new(options: &Options) -> Result<(Self, Vec<&'static str>), Refusal> {
+        let failed = |step| move |errno: Errno| setup::refusal(step, &errno.into());
+        let abilities = setup::prove()?;
+        let ring = setup::build(abilities, options.queue_depth as u32)?;
+        let tombstone = teardown::Tombstone::bury(&ring).map_err(failed("io_uring_register"))?;
+        let lent = options.swap_buffers.min(LENT_MAX).next_power_of_two() as u16;
+        let buffers = BufferRing::register(&ring.submitter(), lent, abilities.incremental)
+            .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
+        let waker = Arc::new(Waker::new().map_err(failed("eventfd"))?);
+        let pool = Pool::new(
+            options.swap_buffer_size,
+            options.swap_buffers,
+            Arc::clone(&waker),
+        );
+        let ring: &'static IoUring = Box::leak(Box::new(ring));
+        let uring = Uring {
+            ring,
+            submitter: ring.submitter(),
+            buffers,
+            pool,
+            polled_filling: None,
+            lanes: Lanes::default(),
+            immediate: VecDeque::new(),
+            deferred: VecDeque::new(),
+            cancelling: 0,
+            waker,
+            wake_count: Box::new(0),
+            wake_armed: false,
+            bound: false,
+            nest: OnceCell::new(),
+            timer: NestTimer::default(),
+            tombstone,
+            counts: Counts::default(),
+        };
+        Ok((uring, abilities.features()))
+    }
+
+    fn submission(&self) -> squeue::SubmissionQueue<'static> {
+        // SAFETY: `self` is neither shared between threads nor entered again, and every caller
+        // drops this queue before the next one is made.
+        unsafe { self.ring.submission_shared() }
+    }
+
+    fn completion(&self) -> cqueue::CompletionQueue<'static> {
+        // SAFETY: as for `submission`.
+        unsafe { self.ring.completion_shared() }
+    }
+
+    /// Queues an entry for the next enter.
+    ///
+    /// # Safety
+    /// Whatever memory the entry names lives until its last completion.
+    #[inline]
+    unsafe fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: as the caller says.
+        let full = unsafe { self.submission().push(&entry) }.is_err();
+        if full {
+            self.deferred.push_back(entry);
+        }
+    }
+
+    /// Moves what found the queue full into it. Order is kept: nothing else is pushed before.
+    fn push_deferred(&mut self) {
+        let mut queue = self.submission();
+        while let Some(entry) = self.deferred.front() {
+            // SAFETY: as when it was deferred: its memory lives until its last completion.
+            if unsafe { queue.push(entry) }.is_err() {
+                break;
+            }
+            self.deferred.pop_front();
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        if self.wake_armed {
+            return;
+        }
+        self.wake_armed = true;
+        let event = Fd(self.waker.event().as_raw_fd());
+        let at: *mut u64 = &raw mut *self.wake_count;
+        let entry = opcode::Read::new(event, at.cast(), 8)
+            .build()
+            .user_data(WOKEN);
+        // SAFETY: the count is boxed, and the teardown waits for this entry or leaks the box.
+        unsafe { self.push(entry) };
+    }
+
+    /// The turn's one system call.
+    fn enter(&mut self, until: Until) -> Result<(), Errno> {
+        let (has_ready, has_work) = {
+            let queue = self.submission();
+            let ready = !self.completion().is_empty() || !self.immediate.is_empty();
+            (
+                ready,
+                !queue.is_empty() || queue.taskrun() || queue.cq_overflow(),
+            )
+        };
+        let sleeps = !has_ready && until != Until::Now;
+        if !sleeps && !has_work {
+            return Ok(());
+        }
+        self.counts.waits += 1;
+        let result = if self.cancelling >= MANY_CANCELS {
+            let all = self.completion().len() + self.cancelling;
+            let most = self.ring.params().cq_entries() as usize;
+            self.enter_for(Timespec::new(), all.min(most))
+        } else if !sleeps {
+            self.submitter.submit_and_wait(0)
+        } else if let Until::Time(at) = until {
+            let left = at.saturating_duration_since(Instant::now());
+            self.enter_for(Timespec::from(left), 1)
+        } else {
+            self.submitter.submit_and_wait(1)
+        };
+        match result.map_err(Errno::from) {
+            Ok(_) => Ok(()),
+            // Timed out, interrupted, or completions have to be reaped first: all in order.
+            Err(Errno(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn enter_for(&self, timeout: Timespec, want: usize) -> std::io::Result<usize> {
+        let args = SubmitArgs::new().timespec(&timeout);
+        self.submitter.submit_with_args(want, &args)
+    }
+
+    fn reap(&mut self, sink: &mut impl Sink) {
+        while sink.wants_more() {
+            let Some(completion) = self.immediate.pop_front() else {
+                break;
+            };
+            sink.complete(completion);
+        }
+        let mut queue = self.completion();
+        while sink.wants_more() {
+            let Some(entry) = queue.next() else {
+                break;
+            };
+            match entry.user_data() {
+                IGNORED => {}
+                WOKEN => self.wake_armed = false,
+                lane => self.reap_lane(lane, entry.result(), entry.flags(), sink),
+            }
+        }
+    }
+
+    #[inline]
+    fn reap_lane(&mut self, user_data: u64, result: i32, flags: u32, sink: &mut impl Sink) {
+        let (slot, lane) = lanes::decode(user_data);
+        let Some(state) = self.lanes.get(slot, lane) else {
+            return;
+        };
+        let op = state.op;
+        let result = usize::try_from(result).map_err(|_| Errno(-result));
+        if op.is_polled() {
+            return self.ready_polled(slot, lane, result, sink);
+        }
+        let more = cqueue::more(flags);
+        let received = match op {
+            Op::RecvStream => self.received(flags, &result, Some((slot, lane))),
+            Op::RecvSwap => self.received(flags, &result, None),
+            _ => Payload::None,
+        };
+        let payload = if more {
+            received
+        } else {
+            let load = self.end(slot, lane);
+            load_payload(load, &result).unwrap_or(received)
+        };
+        let payload = match (op, &result) {
+            (Op::Accept | Op::AcceptStream, &Ok(fd)) => {
+                // SAFETY: the kernel made this descriptor for us, and says so once.
+                Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+            }
+            _ => payload,
+        };
+        sink.complete(Completion {
+            slot,
+            lane,
+            more,
+            result: match op {
+                Op::Accept | Op::AcceptStream | Op::Connect | Op::Ready => result.map(|_| 0),
+                _ => result,
+            },
+            payload,
+        });
+    }
+
+    /// The lease of what a receive put into a lent buffer.
+    #[inline]
+    fn received(
+        &mut self,
+        flags: u32,
+        result: &Result<usize, Errno>,
+        stream: Option<(u32, Lane)>,
+    ) -> Payload {
+        let (Some(id), Ok(len)) = (cqueue::buffer_select(flags), result) else {
+            return Payload::None;
+        };
+        let credit = stream.and_then(|(slot, lane)| self.lanes.credit(slot, lane));
+        match self.buffers.take(id, *len, flags, credit) {
+            Some(lease) => Payload::Buffer(lease.into()),
+            None => Payload::None,
+        }
+    }
+
+    /// The lane is idle again; what it carried comes back.
+    #[inline]
+    fn end(&mut self, slot: u32, lane: Lane) -> Load {
+        let (load, cancelled) = self.lanes.end(slot, lane);
+        self.cancelling -= usize::from(cancelled);
+        load
+    }
+}
+
+/// What goes back to the watcher of what an operation carried.
+fn load_payload(load: Load, result: &Result<usize, Errno>) -> Option<Payload> {
+    match load {
+        Load::Write { buffer, .. } => Some(Payload::Buffer(buffer)),
+        Load::Batch(batch) => Some(Payload::Batch(batch)),
+        Load::Read { mut buffer, from } => {
+            buffer.set_filled(from + result.as_ref().copied().unwrap_or(0));
+            Some(Payload::Buffer(buffer))
+        }
+        Load::None | Load::Address { .. } | Load::Credit(_) => None,
+    }
+}
+
+impl Backend for Uring {
+    fn attach(
+        &mut self,
+        slot: u32,
+        socket: OwnedFd,
+        kind: SocketKind,
+    ) -> Result<(), (Errno, OwnedFd)> {
+        let mut was_blocking = false;
+        if kind == SocketKind::Other {
+            self.counts.others += 1;
+            match sys::set_nonblocking(socket.as_fd(), true) {
+                Ok(was_on) => was_blocking = !was_on,
+                Err(errno) => return Err((errno, socket)),
+            }
+        }
+        self.lanes.attach(slot, socket, kind, was_blocking);
+        Ok(())
+    }
+
+    fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
+        let (socket, was_blocking) = self.lanes.detach(slot)?;
+        if was_blocking {
+            self.counts.others += 1;
+            // If it fails the socket merely stays non-blocking.
+            let _ = sys::set_nonblocking(socket.as_fd(), false);
+        }
+        Some(socket)
+    }
+
+    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        self.lanes.socket(slot)
+    }
+
+    #[inline]
+    fn room(&self) -> usize {
+        let queue = self.submission();
+        let free = queue.capacity() - queue.len();
+        free.saturating_sub(OWN_ENTRIES + self.deferred.len())
+    }
+
+    #[inline]
+    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
+        let Some(fd) = self.lanes.socket(slot).map(|fd| Fd(fd.as_raw_fd())) else {
+            return;
+        };
+        if self.lanes.is_other(slot) && !matches!(request, Request::Ready(_)) {
+            return self.start_polled(slot, lane, request);
+        }
+        let entry = match request {
+            Request::ReadSwap => {
+                self.lanes.begin(slot, lane, Op::RecvSwap, Load::None);
+                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                    .buf_group(BUFFER_GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
+            Request::ReadStream(credit) => {
+                let load = Load::Credit(credit);
+                self.lanes.begin(slot, lane, Op::RecvStream, load);
+                opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
+            }
+            Request::Read { mut buffer, from } => {
+                // A buffer that cannot be read into has no room, and the kernel would say "end".
+                let rest = buffer.spare(from).unwrap_or_default();
+                let (at, len) = (rest.as_mut_ptr(), rest.len().min(TRANSFER_MAX));
+                let load = Load::Read { buffer, from };
+                self.lanes.begin(slot, lane, Op::Other, load);
+                opcode::Recv::new(fd, at, len as u32).build()
+            }
+            Request::Write { buffer, from } => {
+                let rest = buffer.get(from..).unwrap_or_default();
+                let (at, len) = (rest.as_ptr(), rest.len().min(TRANSFER_MAX));
+                let load = Load::Write { buffer, from };
+                self.lanes.begin(slot, lane, Op::Other, load);
+                opcode::Send::new(fd, at, len as u32)
+                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                    .build()
+            }
+            Request::WriteBatch(mut batch) => {
+                let header = batch.header().cast_const();
+                let load = Load::Batch(batch);
+                self.lanes.begin(slot, lane, Op::Other, load);
+                opcode::SendMsg::new(fd, header)
+                    .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+                    .build()
+            }
+            Request::Accept => {
+                self.lanes.begin(slot, lane, Op::Accept, Load::None);
+                opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+                    .flags(libc::SOCK_CLOEXEC)
+                    .build()
+            }
+            Request::AcceptStream => {
+                self.lanes.begin(slot, lane, Op::AcceptStream, Load::None);
+                opcode::AcceptMulti::new(fd)
+                    .flags(libc::SOCK_CLOEXEC)
+                    .build()
+            }
+            Request::Connect(to) => match to.to_raw() {
+                Ok(address) => {
+                    let address = Box::new(address);
+                    let (at, len) = (address.as_ptr(), address.len());
+                    let load = Load::Address { _to: address };
+                    self.lanes.begin(slot, lane, Op::Connect, load);
+                    opcode::Connect::new(fd, at.cast(), len).build()
+                }
+                Err(errno) => return self.refuse(slot, lane, errno),
+            },
+            Request::Ready(interest) => {
+                self.lanes.begin(slot, lane, Op::Ready, Load::None);
+                poll_entry(fd, interest)
+            }
+        };
+        // SAFETY: buffers, header and address lie in the load, on the heap; the table of lanes
+        // keeps the load until the last completion, the teardown likewise or leaks it. Lent swap
+        // buffers are kept by the buffer ring in the same way.
+        unsafe { self.push(entry.user_data(lanes::encode(slot, lane))) };
+    }
+
+    fn cancel(&mut self, slot: u32, lane: Lane) {
+        if !self.lanes.mark_cancelled(slot, lane) {
+            return;
+        }
+        self.cancelling += 1;
+        let entry = opcode::AsyncCancel::new(lanes::encode(slot, lane))
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(IGNORED);
+        // SAFETY: a cancellation names no memory.
+        unsafe { self.push(entry) };
+    }
+
+    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
+        self.counts.others += 1;
+        let socket = self.lanes.socket(slot).ok_or(Errno(libc::EBADF))?;
+        sys::shutdown(socket, how)
+    }
+
+    fn bind(&mut self) -> Result<(), Errno> {
+        self.submitter.register_enable_rings()?;
+        self.bound = true;
+        // An optimisation that old kernels lack; and tables of registered rings can be full.
+        let _ = self.submitter.register_ring_fd();
+        Ok(())
+    }
+
+    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+        self.arm_wake();
+        self.buffers.refill(&self.pool);
+        self.push_deferred();
+        let until = if self.deferred.is_empty() {
+            until
+        } else {
+            Until::Now
+        };
+        self.enter(until)?;
+        self.reap(sink);
+        if let Some(nest) = self.nest.get() {
+            self.counts.others += 1;
+            sys::clear_event(nest.event.as_fd());
+        }
+        let queue = self.submission();
+        Ok(!self.completion().is_empty()
+            || queue.taskrun()
+            || queue.cq_overflow()
+            || !self.deferred.is_empty()
+            || !self.immediate.is_empty())
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        if self.nest.get().is_none()
+            && let Ok(nest) = self.build_nest()
+        {
+            let _ = self.nest.set(nest);
+        }
+        match self.nest.get() {
+            Some(nest) => nest.epoll.as_fd(),
+            // SAFETY: the ring lives as long as `self`. Better than nothing: it can be polled
+            // without blocking.
+            None => unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) },
+        }
+    }
+
+    fn arm(&self, at: Option<Instant>) {
+        self.timer.arm(at);
+    }
+
+    fn waker(&self) -> &Arc<Waker> {
+        &self.waker
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn swap_room_bytes(&self) -> usize {
+        self.buffers.room_bytes() + self.pool.blocks_available() * self.pool.block_size()
+    }
+
+    fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}
+
+impl Uring {
+    fn refuse(&mut self, slot: u32, lane: Lane, errno: Errno) {
+        self.immediate.push_back(Completion {
+            slot,
+            lane,
+            more: false,
+            result: Err(errno),
+            payload: Payload::None,
+        });
+    }
+
+    fn build_nest(&self) -> Result<Nest, Errno> {
+        let epoll = sys::epoll_create()?;
+        let event = sys::eventfd()?;
+        sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
+        sys::epoll_add(
+            epoll.as_fd(),
+            self.timer.descriptor()?,
+            libc::EPOLLIN,
+            0,
+        )?;
+        self.submitter.register_eventfd(event.as_raw_fd())?;
+        // What completed before the registration makes no event of its own.
+        sys::signal_event(event.as_fd());
+        Ok(Nest { epoll, event })
+    }
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring")
+            .field("lanes", &self.lanes)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+fn poll_entry(fd: Fd, interest: Interest) -> squeue::Entry {
+    opcode::PollAdd::new(fd, sys::poll_events(interest) as u32).build()
+}

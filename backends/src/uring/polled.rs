@@ -1,0 +1,118 @@
+//! Reads and writes of descriptors that are not sockets (pipes, terminals, an `eventfd`): the
+//! ring says when they are ready, plain system calls move the bytes. The ring's own reads of such
+//! files would start kernel threads, fail with `EAGAIN`, or raise `SIGPIPE`.
+
+use std::os::fd::AsRawFd;
+
+use io_uring::types::Fd;
+
+use super::lanes::{Load, Op, encode};
+use super::{Uring, load_payload, poll_entry};
+use crate::error::Errno;
+use crate::swap::Filling;
+use crate::sys;
+use crate::{Completion, Interest, Lane, Payload, Request, Sink};
+
+impl Uring {
+    pub(super) fn start_polled(&mut self, slot: u32, lane: Lane, request: Request) {
+        let (op, load) = match request {
+            Request::ReadSwap => (Op::PolledSwap, Load::None),
+            Request::ReadStream(credit) => (Op::PolledStream, Load::Credit(credit)),
+            Request::Read { buffer, from } => (Op::PolledTransfer, Load::Read { buffer, from }),
+            Request::Write { buffer, from } => (Op::PolledTransfer, Load::Write { buffer, from }),
+            Request::WriteBatch(batch) => (Op::PolledTransfer, Load::Batch(batch)),
+            Request::Ready(_)
+            | Request::Accept
+            | Request::AcceptStream
+            | Request::Connect(_) => return self.refuse(slot, lane, Errno(libc::ENOTSOCK)),
+        };
+        self.lanes.begin(slot, lane, op, load);
+        self.poll_again(slot, lane);
+    }
+
+    /// The descriptor is ready, or the poll failed.
+    pub(super) fn ready_polled(
+        &mut self,
+        slot: u32,
+        lane: Lane,
+        polled: Result<usize, Errno>,
+        sink: &mut impl Sink,
+    ) {
+        let transfer = polled.and_then(|_| self.transfer(slot, lane));
+        let (result, read) = match transfer {
+            Err(Errno(libc::EAGAIN | libc::EINTR)) if !self.lanes.is_cancelled(slot, lane) => {
+                return self.poll_again(slot, lane);
+            }
+            Err(Errno(libc::EAGAIN | libc::EINTR)) => (Err(Errno(libc::ECANCELED)), Payload::None),
+            Ok((len, read)) => (Ok(len), read),
+            Err(errno) => (Err(errno), Payload::None),
+        };
+        let load = self.end(slot, lane);
+        sink.complete(Completion {
+            slot,
+            lane,
+            // A stream is started again by the watcher, as after any success.
+            more: false,
+            payload: load_payload(load, &result).unwrap_or(read),
+            result,
+        });
+    }
+
+    fn poll_again(&mut self, slot: u32, lane: Lane) {
+        let Some(fd) = self.lanes.socket(slot).map(|fd| Fd(fd.as_raw_fd())) else {
+            return;
+        };
+        let interest = match lane {
+            Lane::Read => Interest::Readable,
+            Lane::Write => Interest::Writable,
+        };
+        let entry = poll_entry(fd, interest).user_data(encode(slot, lane));
+        // SAFETY: a poll names no memory.
+        unsafe { self.push(entry) };
+    }
+
+    fn transfer(&mut self, slot: u32, lane: Lane) -> Result<(usize, Payload), Errno> {
+        let fd = self.lanes.socket(slot).ok_or(Errno(libc::EBADF))?;
+        let fd = fd.as_raw_fd();
+        let len = match self.lanes.load_mut(slot, lane) {
+            Some(Load::Read { buffer, from }) => {
+                self.counts.reads += 1;
+                let rest = buffer.spare(*from).unwrap_or_default();
+                // SAFETY: `rest` is valid for writes of its length.
+                unsafe { sys::read(fd, rest.as_mut_ptr(), rest.len()) }?
+            }
+            Some(Load::Write { buffer, from }) => {
+                self.counts.writes += 1;
+                sys::write(fd, buffer.get(*from..).unwrap_or_default())?
+            }
+            Some(Load::Batch(batch)) => {
+                self.counts.writes += 1;
+                sys::write_batch(fd, batch)?
+            }
+            _ => return self.read_swap(slot, lane, fd),
+        };
+        Ok((len, Payload::None))
+    }
+
+    fn read_swap(&mut self, slot: u32, lane: Lane, fd: i32) -> Result<(usize, Payload), Errno> {
+        self.counts.reads += 1;
+        if self.polled_filling.as_ref().is_none_or(is_nearly_full) {
+            self.polled_filling = None;
+            self.polled_filling = self.pool.checkout();
+        }
+        let filling = self.polled_filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
+        let (at, room) = filling.tail();
+        // SAFETY: the tail is valid for writes of `room` bytes.
+        let len = unsafe { sys::read(fd, at, room) }?;
+        if len == 0 {
+            return Ok((0, Payload::None));
+        }
+        // SAFETY: `read(2)` wrote these bytes, and later reads go behind them.
+        let lease = unsafe { filling.lease(len, self.lanes.credit(slot, lane)) };
+        Ok((len, Payload::Buffer(lease.into())))
+    }
+}
+
+fn is_nearly_full(filling: &Filling) -> bool {
+    filling.left() < filling.size() / 16
+}

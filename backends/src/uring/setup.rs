@@ -1,0 +1,265 @@
+//! Getting a ring: flags peeled off step by step until the kernel takes them, sizes halved until
+//! they fit the memory limit, and real operations as the proof that the rest will work.
+//!
+//! `io_uring_setup(2)` succeeding proves nothing: a seccomp filter may refuse the other two calls,
+//! and some kernels accept what they do not do. So a small ring runs what the backend will run.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::buffer_ring::BufferRing;
+use crate::error::Errno;
+use crate::select::Refusal;
+use crate::swap::Pool;
+use crate::wake::Waker;
+
+/// The rings of the proof are small: they exist for a moment.
+const PROOF_ENTRIES: u32 = 8;
+/// A bound on the proof: a kernel that does not answer by then is declined.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
+/// The completion queue holds this many times the submission queue.
+const CQ_PER_SQ: u32 = 4;
+
+/// What this kernel's rings can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Abilities {
+    rung: Rung,
+    /// Buffers that several receives fill one after the other (6.12).
+    pub(super) incremental: bool,
+}
+
+/// The steps of the ladder, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rung {
+    no_sqarray: bool,
+    defer_taskrun: bool,
+    single_issuer: bool,
+    coop_taskrun: bool,
+}
+
+const LADDER: [Rung; 5] = [
+    Rung {
+        no_sqarray: true,
+        defer_taskrun: true,
+        single_issuer: true,
+        coop_taskrun: false,
+    },
+    Rung {
+        no_sqarray: false,
+        defer_taskrun: true,
+        single_issuer: true,
+        coop_taskrun: false,
+    },
+    Rung {
+        no_sqarray: false,
+        defer_taskrun: false,
+        single_issuer: true,
+        coop_taskrun: true,
+    },
+    Rung {
+        no_sqarray: false,
+        defer_taskrun: false,
+        single_issuer: false,
+        coop_taskrun: true,
+    },
+    Rung {
+        no_sqarray: false,
+        defer_taskrun: false,
+        single_issuer: false,
+        coop_taskrun: false,
+    },
+];
+
+impl Abilities {
+    /// The features in words, for the user.
+    pub(super) fn features(self) -> Vec<&'static str> {
+        let all = [
+            (self.rung.single_issuer, "single issuer"),
+            (self.rung.defer_taskrun, "deferred task work"),
+            (self.rung.coop_taskrun, "cooperative task work"),
+            (self.rung.no_sqarray, "no index array"),
+            (self.incremental, "incremental buffers"),
+        ];
+        all.iter()
+            .filter_map(|&(has, name)| has.then_some(name))
+            .collect()
+    }
+}
+
+/// Finds out what works here by doing it.
+pub(super) fn prove() -> Result<Abilities, Refusal> {
+    let (ring, rung) = first_rung()?;
+    require_features(&ring)?;
+    let (nop, _) = run(&ring, opcode::Nop::new().build())
+        .map_err(|error| refusal("io_uring_enter", &error))?;
+    nop.map_err(|errno| refusal("a no-op", &io::Error::from_raw_os_error(errno)))?;
+    let incremental = prove_receives(&ring, true)
+        .or_else(|_| prove_receives(&ring, false))
+        .map_err(|error| refusal("receiving into a buffer ring", &error))?;
+    Ok(Abilities { rung, incremental })
+}
+
+/// The ring for the watcher: disabled until its thread enables it.
+pub(super) fn build(abilities: Abilities, entries: u32) -> Result<IoUring, Refusal> {
+    let mut entries = entries.next_power_of_two();
+    loop {
+        match abilities.rung.build(entries, true) {
+            // Memory that can be locked is limited per user: ask for less.
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > PROOF_ENTRIES => {
+                entries /= 2;
+            }
+            Err(error) => return Err(refusal("io_uring_setup", &error)),
+            Ok(ring) => return Ok(ring),
+        }
+    }
+}
+
+impl Rung {
+    fn build(self, entries: u32, disabled: bool) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_clamp()
+            .setup_submit_all()
+            .setup_cqsize(entries * CQ_PER_SQ);
+        if disabled {
+            builder.setup_r_disabled();
+        }
+        if self.single_issuer {
+            builder.setup_single_issuer();
+        }
+        if self.defer_taskrun {
+            builder.setup_defer_taskrun().setup_taskrun_flag();
+        }
+        if self.coop_taskrun {
+            builder.setup_coop_taskrun().setup_taskrun_flag();
+        }
+        if self.no_sqarray {
+            builder.setup_no_sqarray();
+        }
+        builder.build(entries)
+    }
+}
+
+fn first_rung() -> Result<(IoUring, Rung), Refusal> {
+    let mut last = io::Error::from_raw_os_error(libc::EINVAL);
+    for rung in LADDER {
+        match rung.build(PROOF_ENTRIES, false) {
+            Ok(ring) => return Ok((ring, rung)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
+            Err(error) => return Err(refusal("io_uring_setup", &error)),
+        }
+    }
+    Err(refusal("io_uring_setup", &last))
+}
+
+fn require_features(ring: &IoUring) -> Result<(), Refusal> {
+    let params = ring.params();
+    let complete = params.is_feature_nodrop()
+        && params.is_feature_submit_stable()
+        && params.is_feature_ext_arg()
+        && params.is_feature_fast_poll()
+        && params.is_feature_skip_cqe_on_success();
+    if complete {
+        Ok(())
+    } else {
+        let old = io::Error::from_raw_os_error(libc::ENOSYS);
+        Err(refusal("features of io_uring_setup", &old))
+    }
+}
+
+/// Receives once and in a stream into a buffer ring, and checks the bytes.
+fn prove_receives(ring: &IoUring, incremental: bool) -> io::Result<bool> {
+    let waker = std::sync::Arc::new(Waker::new()?);
+    let pool = Pool::new(4096, 2, waker);
+    let mut buffers = BufferRing::register(&ring.submitter(), 2, incremental)?;
+    buffers.refill(&pool);
+    let (mut here, there) = UnixStream::pair()?;
+    let fd = Fd(std::os::fd::AsRawFd::as_raw_fd(&there));
+    let once = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+        .buf_group(super::BUFFER_GROUP)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT);
+    let stream = opcode::RecvMulti::new(fd, super::BUFFER_GROUP).build();
+    let proof = [(once, b"once"), (stream, b"many")].into_iter();
+    let result = proof
+        .map(|(entry, bytes)| {
+            here.write_all(bytes)?;
+            let (result, flags) = run(ring, entry)?;
+            let received = result.and_then(|len| {
+                let id = cqueue::buffer_select(flags).ok_or(libc::EINVAL)?;
+                buffers.take(id, len, flags, None).ok_or(libc::EINVAL)
+            });
+            match received {
+                Ok(lease) if lease[..] == bytes[..] => Ok(()),
+                Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+                Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+            }
+        })
+        .collect::<io::Result<()>>();
+    // The stream is still armed: it ends with the socket, before its buffers are taken away.
+    drop(here);
+    let _ = there.shutdown(std::net::Shutdown::Both);
+    let ended = (0..8).any(|_| {
+        let flags = wait_one(ring);
+        matches!(flags, Ok((_, flags)) if !cqueue::more(flags))
+    });
+    if result.is_ok() && !ended {
+        // Kernel memory writes can no longer be ruled out: leave the buffers to it.
+        std::mem::forget(buffers);
+        return Err(io::Error::from_raw_os_error(libc::ETIME));
+    }
+    ring.submitter().unregister_buf_ring(super::BUFFER_GROUP)?;
+    result.map(|()| incremental)
+}
+
+type Outcome = (Result<usize, i32>, u32);
+
+fn run(ring: &IoUring, entry: squeue::Entry) -> io::Result<Outcome> {
+    // SAFETY: the entries of the proof name no memory; what their buffer ring names outlives them.
+    // There is no other `SubmissionQueue` of this ring.
+    unsafe { ring.submission_shared().push(&entry) }
+        .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
+    wait_one(ring)
+}
+
+fn wait_one(ring: &IoUring) -> io::Result<Outcome> {
+    let timeout = Timespec::from(PROOF_TIMEOUT);
+    let args = SubmitArgs::new().timespec(&timeout);
+    // SAFETY: there is no other `CompletionQueue` of this ring.
+    let next = || unsafe { ring.completion_shared() }.next();
+    let cqe = match next() {
+        Some(cqe) => cqe,
+        None => {
+            ring.submitter().submit_with_args(1, &args)?;
+            next().ok_or_else(|| io::Error::from_raw_os_error(libc::ETIME))?
+        }
+    };
+    let result = usize::try_from(cqe.result()).map_err(|_| -cqe.result());
+    Ok((result, cqe.flags()))
+}
+
+pub(super) fn refusal(step: &'static str, error: &io::Error) -> Refusal {
+    let errno = Errno(error.raw_os_error().unwrap_or(libc::EIO));
+    let advice = match errno.0 {
+        libc::EPERM | libc::EACCES => {
+            "a seccomp profile or the sysctl kernel.io_uring_disabled forbids it: allow io_uring \
+             there"
+        }
+        libc::ENOMEM => {
+            "the limit of locked memory is too small: raise RLIMIT_MEMLOCK (ulimit -l), or set a \
+             smaller queue_depth"
+        }
+        libc::EMFILE | libc::ENFILE => "raise RLIMIT_NOFILE (ulimit -n)",
+        _ => "io_uring needs Linux 6.0 or later",
+    };
+    Refusal {
+        step,
+        errno,
+        advice,
+    }
+}

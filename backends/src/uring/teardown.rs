@@ -1,0 +1,127 @@
+//! Ending a ring without the kernel writing into memory that was freed.
+//!
+//! Closing a ring is asynchronous: the kernel was seen to write into buffers after `close(2)`
+//! returned. So everything is cancelled and waited for first. Where that is impossible, because
+//! another thread than the ring's drops it, the *tombstone* tells: a pipe whose write end only
+//! the ring holds, so that its read end hangs up when the last operation is gone. If it does not
+//! in time, the memory is leaked.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use io_uring::IoUring;
+
+use super::{IGNORED, Uring, WOKEN};
+use crate::error::Errno;
+use crate::sys;
+use crate::{Backend, Completion, Interest, Sink};
+
+/// How long the end may take. It takes microseconds unless something is wrong.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// How long a closed ring may take: its owner's thread may keep it alive for good.
+const HANGUP_MAX: Duration = Duration::from_millis(500);
+
+/// The read end of a pipe that hangs up when the ring is gone.
+pub(super) struct Tombstone(OwnedFd);
+
+impl Tombstone {
+    /// Registers the write end with the ring and keeps no other copy.
+    pub(super) fn bury(ring: &IoUring) -> Result<Self, Errno> {
+        let (read, write) = std::io::pipe()?;
+        ring.submitter().register_files(&[write.as_raw_fd()])?;
+        Ok(Tombstone(read.into()))
+    }
+
+    /// Whether the ring is gone, after waiting a bounded time.
+    fn hung_up(&self) -> bool {
+        let until = Instant::now() + HANGUP_MAX;
+        loop {
+            if sys::is_ready(self.0.as_raw_fd(), Interest::Readable) == Ok(true) {
+                return true;
+            }
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Takes what the last operations bring back, and drops it.
+struct Drain;
+
+impl Sink for Drain {
+    fn complete(&mut self, completion: Completion) {
+        drop(completion);
+    }
+
+    fn wants_more(&self) -> bool {
+        true
+    }
+}
+
+impl Uring {
+    fn in_flight(&self) -> usize {
+        self.lanes.running() + usize::from(self.wake_armed)
+    }
+
+    /// Cancels everything and collects it. False if that did not succeed.
+    fn drain(&mut self) -> bool {
+        for (slot, lane) in self.lanes.all_running() {
+            self.cancel(slot, lane);
+        }
+        if self.wake_armed {
+            let entry = io_uring::opcode::AsyncCancel::new(WOKEN)
+                .build()
+                .user_data(IGNORED);
+            // SAFETY: a cancellation names no memory.
+            unsafe { self.push(entry) };
+        }
+        let until = Instant::now() + DRAIN_MAX;
+        while self.in_flight() > 0 {
+            self.push_deferred();
+            // Only what is in flight is asked for, so this ends as soon as it has ended.
+            let want = self.completion().len() + self.in_flight();
+            let most = self.ring.params().cq_entries() as usize;
+            let slice = io_uring::types::Timespec::new().nsec(10_000_000);
+            let entered = self.enter_for(slice, want.min(most));
+            let failed = entered.is_err_and(|error| {
+                let expected = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
+                !error.raw_os_error().is_some_and(|e| expected.contains(&e))
+            });
+            self.reap(&mut Drain);
+            if failed || Instant::now() > until {
+                return self.in_flight() == 0;
+            }
+        }
+        true
+    }
+
+    /// Wakes up peers of connections that a ring which will not end keeps open.
+    fn shut_down_running(&mut self) {
+        for (slot, lane) in self.lanes.all_running() {
+            if let Some(socket) = self.lanes.socket(slot)
+                && lane == crate::Lane::Read
+            {
+                let _ = sys::shutdown(socket, std::net::Shutdown::Both);
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        let drained = !self.bound || self.drain();
+        let ring: *const IoUring = self.ring;
+        // SAFETY: `Uring::new` leaked this box. `submitter` refers to it, but has no drop code
+        // and is not used again; nor is `ring`.
+        drop(unsafe { Box::from_raw(ring.cast_mut()) });
+        if drained || self.tombstone.hung_up() {
+            return;
+        }
+        self.shut_down_running();
+        self.lanes.leak_loads();
+        self.buffers.leak();
+        Box::leak(std::mem::take(&mut self.wake_count));
+    }
+}

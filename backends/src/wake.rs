@@ -1,0 +1,68 @@
+//! Waking a watcher that sleeps in its kernel call, from any thread, and for nothing when it
+//! does not sleep: the flag decides who pays for a system call.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crate::error::Errno;
+use crate::sys;
+
+/// The wake-up of one watcher. A wake sticks: one that comes before the sleep ends the sleep.
+#[derive(Debug)]
+pub struct Waker {
+    asleep: AtomicBool,
+    event: OwnedFd,
+    sent: AtomicU64,
+    elided: AtomicU64,
+}
+
+impl Waker {
+    /// A waker with an `eventfd(2)` behind it.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Waker {
+            asleep: AtomicBool::new(false),
+            event: sys::eventfd()?,
+            sent: AtomicU64::new(0),
+            elided: AtomicU64::new(0),
+        })
+    }
+
+    /// Ends the owner's sleep, present or about to begin. What was published before this call
+    /// is seen by the owner after its wake-up.
+    pub fn wake(&self) {
+        // Pairs with the fence in `sleep`: either the owner sees what the caller published, or
+        // the caller sees the owner's flag.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+            sys::signal_event(self.event.as_fd());
+        } else {
+            self.elided.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The owner is about to sleep. It must look for work once more after this call.
+    pub fn sleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The owner runs again; wake-ups are free until the next [`sleep`](Waker::sleep).
+    #[inline]
+    pub fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// The descriptor that becomes readable when a wake-up is sent.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Wake-ups sent and elided so far.
+    pub fn counts(&self) -> (u64, u64) {
+        (
+            self.sent.load(Ordering::Relaxed),
+            self.elided.load(Ordering::Relaxed),
+        )
+    }
+}

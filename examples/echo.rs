@@ -1,0 +1,281 @@
+//! An echo server: whatever a client sends comes back. Talk to it with `nc 127.0.0.1 7000`.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use gaio::{BackendKind, Choice, Conn, OpResult, Operation, Remote, Results, Watcher};
+use socket2::{Domain, Socket, Type};
+
+const USAGE: &str = "\
+echo [--addr 127.0.0.1:7000] [--backend auto|io_uring|epoll|kqueue] [--threads 1]
+     [--mode once|stream] [--buffer swap|owned] [--pin CPU] [--stats] [--exit-after N]";
+
+/// The size of a connection's own buffer (`--buffer owned`).
+const OWNED_BYTES: usize = 64 * 1024;
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    let options = match Options::parse() {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(2, format!("{error}\n{USAGE}")),
+    };
+    match serve(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, error),
+    }
+}
+
+fn fail(code: u8, text: impl Display) -> ExitCode {
+    eprintln!("echo: {text}");
+    ExitCode::from(code)
+}
+
+/// Starts the servers, waits for a signal (or for all connections asked for), stops them.
+fn serve(options: &Options) -> Fallible<()> {
+    let shared = Arc::new(Shared::default());
+    let mut servers = Vec::new();
+    let mut addr = options.addr;
+    for thread in 0..options.threads {
+        let listener = listen(addr, options.threads > 1)
+            .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+        addr = listener.local_addr()?;
+        servers.push(Server::new(options, &shared, listener, thread)?);
+    }
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on {addr} backend={}", servers[0].watcher.backend())?;
+    stdout.flush()?;
+
+    let remotes: Vec<_> = servers.iter().map(|server| server.watcher.remote()).collect();
+    shared.stop_on_signal(remotes)?;
+    let threads: Vec<_> = servers
+        .into_iter()
+        .map(|server| thread::spawn(move || server.run()))
+        .collect();
+    for thread in threads {
+        thread.join().map_err(|_| "a server thread panicked")??;
+    }
+    Ok(())
+}
+
+fn listen(addr: SocketAddr, share_port: bool) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share_port)?;
+    // Accepted connections inherit it: one system call less for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// What the threads have in common.
+#[derive(Default)]
+struct Shared {
+    stopping: AtomicBool,
+    closed: AtomicUsize,
+    remotes: std::sync::OnceLock<Vec<Remote>>,
+}
+
+impl Shared {
+    /// A message to every server says: stop.
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for remote in self.remotes.get().into_iter().flatten() {
+            // One that has stopped already needs no message.
+            let _ = remote.post(());
+        }
+    }
+
+    fn stop_on_signal(self: &Arc<Self>, remotes: Vec<Remote>) -> Fallible<()> {
+        let _ = self.remotes.set(remotes);
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+        let shared = Arc::clone(self);
+        thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                shared.stop();
+            }
+        });
+        Ok(())
+    }
+}
+
+/// One watcher and its loop.
+struct Server {
+    watcher: Watcher,
+    listener: Conn,
+    options: Options,
+    shared: Arc<Shared>,
+    thread: usize,
+}
+
+impl Server {
+    fn new(
+        options: &Options,
+        shared: &Arc<Shared>,
+        listener: TcpListener,
+        thread: usize,
+    ) -> Fallible<Self> {
+        let mut watcher = Watcher::builder().backend(options.backend).build()?;
+        let listener = watcher.listen(listener)?;
+        watcher.accept((), listener)?;
+        Ok(Server {
+            watcher,
+            listener,
+            options: options.clone(),
+            shared: Arc::clone(shared),
+            thread,
+        })
+    }
+
+    fn run(mut self) -> Fallible<()> {
+        if let Some(cpu) = self.options.pin {
+            self.watcher.pin(cpu + self.thread)?;
+        }
+        let mut results = Results::new();
+        while !self.shared.stopping.load(Ordering::Relaxed) {
+            self.watcher.wait_io(&mut results)?;
+            for result in results.drain() {
+                self.handle(result)?;
+            }
+        }
+        if self.options.stats {
+            println!("{:#?}", self.watcher.stats());
+        }
+        self.watcher.close();
+        Ok(())
+    }
+
+    fn handle(&mut self, result: OpResult) -> Fallible<()> {
+        match result.operation {
+            Operation::Accept => match result.accepted() {
+                Some(conn) => self.read(conn)?,
+                None if result.is_last() => self.watcher.accept((), self.listener).map(drop)?,
+                None => eprintln!("echo: {:?}", result.error),
+            },
+            Operation::Post => {}
+            _ if result.error.is_some() || result.is_eof() => self.close(result.conn),
+            Operation::Read => {
+                // No copy: the bytes go out from where they came in.
+                self.watcher.write((), result.conn, result.buffer)?;
+            }
+            // A stream goes on by itself; otherwise the same buffer reads again.
+            Operation::Write if !self.options.stream => {
+                let own = match self.options.owned {
+                    true => result.buffer.recycle(),
+                    false => None,
+                };
+                self.watcher.read((), result.conn, own)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, conn: Conn) -> gaio::Result<()> {
+        if self.options.stream {
+            self.watcher.read_stream((), conn)?;
+        } else {
+            let own = self.options.owned.then(|| vec![0; OWNED_BYTES]);
+            self.watcher.read((), conn, own)?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, conn: Conn) {
+        // The other direction's result may come after the connection was freed.
+        if self.watcher.free(conn) {
+            let closed = self.shared.closed.fetch_add(1, Ordering::SeqCst) + 1;
+            if Some(closed) == self.options.exit_after {
+                self.shared.stop();
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Options {
+    addr: SocketAddr,
+    backend: Choice,
+    threads: usize,
+    stream: bool,
+    owned: bool,
+    pin: Option<usize>,
+    stats: bool,
+    exit_after: Option<usize>,
+}
+
+impl Options {
+    /// `None` asks for the usage.
+    fn parse() -> Result<Option<Self>, lexopt::Error> {
+        use lexopt::prelude::*;
+        let mut options = Options {
+            addr: SocketAddr::from(([127, 0, 0, 1], 7000)),
+            backend: Choice::Auto,
+            threads: 1,
+            stream: false,
+            owned: false,
+            pin: None,
+            stats: false,
+            exit_after: None,
+        };
+        let mut args = lexopt::Parser::from_env();
+        while let Some(arg) = args.next()? {
+            match arg {
+                Long("addr") => options.addr = args.value()?.parse()?,
+                Long("backend") => options.backend = args.value()?.parse_with(backend)?,
+                Long("threads") => options.threads = args.value()?.parse_with(at_least_one)?,
+                Long("mode") => {
+                    options.stream = args.value()?.parse_with(|v| either(v, "once", "stream"))?;
+                }
+                Long("buffer") => {
+                    options.owned = args.value()?.parse_with(|v| either(v, "swap", "owned"))?;
+                }
+                Long("pin") => options.pin = Some(args.value()?.parse()?),
+                Long("stats") => options.stats = true,
+                Long("exit-after") => {
+                    options.exit_after = Some(args.value()?.parse_with(at_least_one)?);
+                }
+                Long("help") | Short('h') => return Ok(None),
+                _ => return Err(arg.unexpected()),
+            }
+        }
+        Ok(Some(options))
+    }
+}
+
+fn backend(name: &str) -> Result<Choice, String> {
+    match name {
+        "auto" => Ok(Choice::Auto),
+        "io_uring" => Ok(Choice::Only(BackendKind::IoUring)),
+        "epoll" => Ok(Choice::Only(BackendKind::Epoll)),
+        "kqueue" => Ok(Choice::Only(BackendKind::Kqueue)),
+        _ => Err("auto, io_uring, epoll or kqueue is expected".into()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a number from 1 on is expected".into()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// Whether it is the second of two words.
+fn either(word: &str, first: &str, second: &str) -> Result<bool, String> {
+    match word {
+        _ if word == first => Ok(false),
+        _ if word == second => Ok(true),
+        _ => Err(format!("{first} or {second} is expected")),
+    }
+}

@@ -1,0 +1,137 @@
+//! Options of a watcher, and the choice of its backend.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::RangeInclusive;
+
+use gaio_backends::select::Choice;
+use gaio_backends::{Doing, Error, ErrorKind, Options, Result, select};
+
+use crate::watcher::Watcher;
+
+const KIB: usize = 1 << 10;
+const SWAP_BUFFER_SIZE: RangeInclusive<usize> = KIB..=KIB * KIB * KIB;
+const SWAP_BUFFERS: RangeInclusive<usize> = 1..=1 << 20;
+const QUEUE_DEPTH: RangeInclusive<usize> = 1..=32_768;
+
+/// Options of a [`Watcher`]. The defaults suit a server with thousands of connections.
+///
+/// ```
+/// use gaio::{BackendKind, Choice, Watcher};
+///
+/// # fn main() -> gaio::Result<()> {
+/// let watcher = Watcher::<()>::builder()
+///     .backend(Choice::Only(BackendKind::Epoll))
+///     .swap_buffer_size(16 * 1024)
+///     .build()?;
+/// assert_eq!(watcher.backend().kind(), BackendKind::Epoll);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct Builder<C = ()> {
+    choice: Choice,
+    options: Options,
+    stream_window: usize,
+    restricted: bool,
+    context: PhantomData<fn() -> C>,
+}
+
+impl<C> Builder<C> {
+    pub(crate) fn new() -> Self {
+        Builder {
+            choice: Choice::Auto,
+            options: Options {
+                swap_buffer_size: 64 * KIB,
+                swap_buffers: 256,
+                queue_depth: 1024,
+            },
+            stream_window: 512 * KIB,
+            restricted: false,
+            context: PhantomData,
+        }
+    }
+
+    /// Which backend. Default: [`Choice::Auto`].
+    pub fn backend(mut self, choice: Choice) -> Self {
+        self.choice = choice;
+        self
+    }
+
+    /// Bytes in one swap buffer, 1 KiB to 1 GiB. Default: 64 KiB. One read gives at most so much.
+    pub fn swap_buffer_size(mut self, bytes: usize) -> Self {
+        self.options.swap_buffer_size = bytes;
+        self
+    }
+
+    /// The most swap buffers there may be, 1 to 1,048,576. Default: 256. They are allocated as
+    /// needed; when all are leased, swap reads wait.
+    pub fn swap_buffers(mut self, count: usize) -> Self {
+        self.options.swap_buffers = count;
+        self
+    }
+
+    /// Leased bytes that one `read_stream` may have outstanding before it pauses, at least 1.
+    /// Default: 512 KiB. What the kernel has received by then is still handed out.
+    pub fn stream_window(mut self, bytes: usize) -> Self {
+        self.stream_window = bytes;
+        self
+    }
+
+    /// How many operations one turn can start, 1 to 32,768; more wait for the next turn.
+    /// Default: 1024. On io_uring this is the size of the submission queue, of which memory that
+    /// counts against `RLIMIT_MEMLOCK` grows; a smaller one is taken if that is too little.
+    pub fn queue_depth(mut self, operations: usize) -> Self {
+        self.options.queue_depth = operations;
+        self
+    }
+
+    /// Lets the kernel refuse all ring operations that this library does not use. Not built yet:
+    /// `true` makes [`build`](Builder::build) fail with `Unsupported`.
+    pub fn restricted(mut self, on: bool) -> Self {
+        self.restricted = on;
+        self
+    }
+
+    /// Builds the watcher.
+    ///
+    /// # Errors
+    /// `Unsupported` for an option out of its range (the text says which), or a backend that this
+    /// build or machine does not have; `Os` if the system refuses descriptors or memory.
+    pub fn build(self) -> Result<Watcher<C>> {
+        let options = &self.options;
+        let in_range = [
+            (
+                SWAP_BUFFER_SIZE.contains(&options.swap_buffer_size),
+                Doing::SizeSwapBuffers,
+            ),
+            (
+                SWAP_BUFFERS.contains(&options.swap_buffers),
+                Doing::CountSwapBuffers,
+            ),
+            (QUEUE_DEPTH.contains(&options.queue_depth), Doing::SizeQueue),
+            (self.stream_window > 0, Doing::SizeStreamWindow),
+            (!self.restricted, Doing::Restrict),
+        ];
+        if let Some((_, doing)) = in_range.into_iter().find(|(good, _)| !good) {
+            return Err(Error::new(doing, ErrorKind::Unsupported));
+        }
+        let (backend, info) = select::select(self.choice, options)?;
+        Ok(Watcher::assemble(
+            backend,
+            info,
+            self.stream_window,
+            options.swap_buffer_size,
+        ))
+    }
+}
+
+impl<C> fmt::Debug for Builder<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("choice", &self.choice)
+            .field("options", &self.options)
+            .field("stream_window", &self.stream_window)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,188 @@
+//! `Deadline`, and the queue that knows which request runs out of time next.
+//!
+//! A heap with four children a node that remembers where each request stands, so that a request
+//! which finishes in time takes its deadline along in O(log n) and nothing stale piles up.
+
+use std::time::{Duration, Instant};
+
+/// When a request runs out of time: a point in time, or never.
+///
+/// Made of a [`Duration`] from now, an [`Instant`], or an optional one. A duration too long for
+/// the clock is never.
+///
+/// ```
+/// use gaio::Deadline;
+/// use std::time::{Duration, Instant};
+///
+/// let soon = Deadline::from(Duration::from_millis(50));
+/// let then = Deadline::from(Instant::now());
+/// let never = Deadline::NEVER;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// No deadline.
+    pub const NEVER: Deadline = Deadline(None);
+
+    pub(crate) fn at(self) -> Option<Instant> {
+        self.0
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(at: Instant) -> Self {
+        Deadline(Some(at))
+    }
+}
+
+impl From<Duration> for Deadline {
+    fn from(from_now: Duration) -> Self {
+        Deadline(Instant::now().checked_add(from_now))
+    }
+}
+
+impl From<Option<Instant>> for Deadline {
+    fn from(at: Option<Instant>) -> Self {
+        Deadline(at)
+    }
+}
+
+const ABSENT: u32 = u32::MAX;
+const CHILDREN: usize = 4;
+
+/// Requests, named by small numbers, by their deadlines.
+#[derive(Debug, Default)]
+pub(crate) struct Deadlines {
+    heap: Vec<(Instant, u32)>,
+    /// Where in the heap each request stands.
+    places: Vec<u32>,
+}
+
+impl Deadlines {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// The earliest deadline.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.heap.first().map(|&(at, _)| at)
+    }
+
+    /// Adds a request that has none yet.
+    pub(crate) fn insert(&mut self, request: u32, at: Instant) {
+        let index = request as usize;
+        if self.places.len() <= index {
+            self.places.resize(index + 1, ABSENT);
+        }
+        self.heap.push((at, request));
+        self.rise(self.heap.len() - 1);
+    }
+
+    /// Forgets a request, if it has a deadline.
+    pub(crate) fn remove(&mut self, request: u32) {
+        let Some(place) = self.places.get_mut(request as usize) else {
+            return;
+        };
+        let place = std::mem::replace(place, ABSENT);
+        if place != ABSENT {
+            self.take(place as usize);
+        }
+    }
+
+    /// Takes a request whose time has come.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<u32> {
+        let &(at, request) = self.heap.first()?;
+        if at > now {
+            return None;
+        }
+        self.remove(request);
+        Some(request)
+    }
+
+    fn take(&mut self, place: usize) {
+        self.heap.swap_remove(place);
+        if place < self.heap.len() {
+            self.rise(place);
+            self.sink(place);
+        }
+    }
+
+    fn rise(&mut self, mut place: usize) {
+        let entry = self.heap[place];
+        while place > 0 {
+            let parent = (place - 1) / CHILDREN;
+            if self.heap[parent].0 <= entry.0 {
+                break;
+            }
+            self.put(place, self.heap[parent]);
+            place = parent;
+        }
+        self.put(place, entry);
+    }
+
+    fn sink(&mut self, mut place: usize) {
+        let entry = self.heap[place];
+        loop {
+            let first = place * CHILDREN + 1;
+            let children = first..(first + CHILDREN).min(self.heap.len());
+            let Some(least) = children.min_by_key(|&child| self.heap[child].0) else {
+                break;
+            };
+            if self.heap[least].0 >= entry.0 {
+                break;
+            }
+            self.put(place, self.heap[least]);
+            place = least;
+        }
+        self.put(place, entry);
+    }
+
+    fn put(&mut self, place: usize, entry: (Instant, u32)) {
+        self.heap[place] = entry;
+        self.places[entry.1 as usize] = place as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small linear congruential generator: the order must not be special, only repeatable.
+    fn scramble(seed: &mut u64) -> u64 {
+        *seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        *seed >> 33
+    }
+
+    #[test]
+    fn due_in_order_and_never_after_removal() {
+        let start = Instant::now();
+        let mut deadlines = Deadlines::default();
+        let mut expected = Vec::new();
+        let mut seed = 7;
+        for request in 0..5_000 {
+            let at = start + Duration::from_nanos(scramble(&mut seed) % 100_000);
+            deadlines.insert(request, at);
+            expected.push((at, request));
+        }
+        expected.retain(|&(_, request)| {
+            let keep = scramble(&mut seed) % 3 != 0;
+            if !keep {
+                deadlines.remove(request);
+            }
+            keep
+        });
+        expected.sort();
+        for &(at, _) in &expected {
+            assert_eq!(deadlines.next(), Some(at));
+            assert_eq!(deadlines.pop_due(at - Duration::from_nanos(1)), None);
+            let popped = deadlines.pop_due(at).map(|r| r as usize);
+            let known = expected.iter().any(|&(t, r)| t == at && Some(r as usize) == popped);
+            assert!(known, "{popped:?} was not due at {at:?}");
+        }
+        assert!(deadlines.is_empty());
+    }
+}

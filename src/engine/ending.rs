@@ -1,0 +1,183 @@
+//! Ending requests before their time: cancelled, out of time, connection freed, watcher closed.
+
+use std::time::Instant;
+
+use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Selected};
+
+use super::{Engine, lane_of};
+use crate::conn::Conn;
+use crate::conn_table::Phase;
+use crate::request::{NONE, OpId, What};
+
+impl<C> Engine<C> {
+    /// Cancels a request. False if there is none of that number.
+    pub(crate) fn cancel(&mut self, backend: &mut Selected, op: OpId) -> bool {
+        let Some(index) = self.requests.find(op) else {
+            return false;
+        };
+        self.end_early(backend, index, ErrorKind::Cancelled);
+        true
+    }
+
+    /// Ends the requests whose time has come. Waits while lanes could not be started yet: each
+    /// request gets an attempt first.
+    pub(crate) fn expire(&mut self, backend: &mut Selected) {
+        if self.deadlines.is_empty() || self.has_dirty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(index) = self.deadlines.pop_due(now) {
+            let Some(pending) = self.requests.get_mut(index) else {
+                continue;
+            };
+            pending.has_deadline = false;
+            if pending.what == What::Timer {
+                self.finish(index, None);
+            } else {
+                self.end_early(backend, index, ErrorKind::Deadline);
+            }
+        }
+    }
+
+    fn end_early(&mut self, backend: &mut Selected, index: u32, why: ErrorKind) {
+        let Some(pending) = self.requests.get_mut(index) else {
+            return;
+        };
+        pending.end.get_or_insert(why);
+        let (slot, what, in_flight) = (pending.slot, pending.what, pending.in_flight);
+        let error = Error::new(what.doing(), why);
+        if what == What::Timer {
+            return self.finish(index, Some(error));
+        }
+        let closing = self
+            .conns
+            .get(slot)
+            .is_some_and(|state| state.phase == Phase::Closing);
+        let lane = lane_of(what);
+        match (closing, in_flight) {
+            // It ends with its connection.
+            (true, _) => {}
+            (false, true) => backend.cancel(slot, lane),
+            (false, false) if what == What::Connect => {
+                self.connected(slot, index, Err(Errno::CANCELLED));
+            }
+            (false, false) => {
+                self.leave_starved(slot, lane, index);
+                self.finish(index, Some(error));
+            }
+        }
+    }
+
+    /// Ends every request of a lane with an error.
+    pub(super) fn fail_lane(&mut self, slot: u32, lane: Lane, error: Error) {
+        while let Some(head) = self.conns.get(slot).map(|state| state.lane(lane).head)
+            && let Some(pending) = self.requests.get(head)
+        {
+            let doing = pending.what.doing();
+            self.finish(head, Some(error.during(doing)));
+        }
+    }
+
+    /// Frees a connection. False if the handle is not good.
+    pub(crate) fn free(&mut self, backend: &mut Selected, conn: Conn) -> bool {
+        let open = self.is_open(conn);
+        if open {
+            self.free_slot(backend, conn.slot());
+        }
+        open
+    }
+
+    fn free_slot(&mut self, backend: &mut Selected, slot: u32) {
+        self.conns.begin_closing(slot);
+        for lane in Lane::BOTH {
+            let Some(queue) = self.conns.lane_mut(slot, lane) else {
+                return;
+            };
+            let (head, runs) = (queue.head, queue.in_flight > 0);
+            self.leave_starved(slot, lane, head);
+            if runs {
+                backend.cancel(slot, lane);
+            }
+        }
+        if self.conns.get(slot).is_some_and(|state| state.is_still()) {
+            self.close_out(backend, slot);
+        }
+    }
+
+    /// Nothing runs on a freed connection: its requests end in the order of their submission,
+    /// then its socket is closed.
+    pub(super) fn close_out(&mut self, backend: &mut Selected, slot: u32) {
+        let why = if self.closed {
+            ErrorKind::WatcherClosed
+        } else {
+            ErrorKind::ConnClosed
+        };
+        while let Some(index) = self.oldest(slot) {
+            let doing = self.requests.get(index).map(|pending| pending.what.doing());
+            let Some(doing) = doing else {
+                break;
+            };
+            self.finish(index, Some(Error::new(doing, why)));
+        }
+        drop(backend.detach(slot));
+        self.retire(slot);
+        self.descriptor_freed();
+    }
+
+    /// Gives the socket of an idle connection back.
+    pub(crate) fn reclaim(
+        &mut self,
+        backend: &mut Selected,
+        conn: Conn,
+    ) -> Result<std::os::fd::OwnedFd, ErrorKind> {
+        let state = self.conns.get(conn.slot()).filter(|_| self.is_open(conn));
+        let state = state.ok_or(ErrorKind::ConnClosed)?;
+        if !state.is_idle() {
+            return Err(ErrorKind::Busy);
+        }
+        let socket = backend.detach(conn.slot()).ok_or(ErrorKind::ConnClosed)?;
+        self.conns.begin_closing(conn.slot());
+        self.retire(conn.slot());
+        Ok(socket)
+    }
+
+    fn oldest(&self, slot: u32) -> Option<u32> {
+        let state = self.conns.get(slot)?;
+        let heads = Lane::BOTH.map(|lane| state.lane(lane).head);
+        let alive = heads.into_iter().filter(|&head| head != NONE);
+        alive
+            .filter_map(|head| Some((self.requests.get(head)?.op, head)))
+            .min_by_key(|&(op, _)| op)
+            .map(|(_, head)| head)
+    }
+
+    fn retire(&mut self, slot: u32) {
+        if let Some(state) = self.conns.get_mut(slot) {
+            state.phase = Phase::Empty;
+            let conn = self.ids.conn(slot, state.generation);
+            self.retired.push_back((self.emitted, conn));
+        }
+    }
+
+    /// Ends everything; what runs ends soon.
+    pub(crate) fn close(&mut self, backend: &mut Selected) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        for slot in self.conns.open_slots() {
+            self.free_slot(backend, slot);
+        }
+        for index in self.requests.indices() {
+            let pending = self.requests.get(index);
+            if pending.is_some_and(|pending| pending.what == What::Timer) {
+                let doing = What::Timer.doing();
+                self.finish(index, Some(Error::new(doing, ErrorKind::WatcherClosed)));
+            }
+        }
+    }
+
+    /// Whether, after `close`, everything has ended and was handed out.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closed && self.requests.is_empty() && self.out.is_empty()
+    }
+}

@@ -1,0 +1,246 @@
+//! Requests that wait for something which the kernel does not announce: reads for a swap buffer,
+//! streams for leases to come back, listeners for a free descriptor.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use gaio_backends::{Backend, Error, Lane, Pool, Selected};
+
+use super::Engine;
+use crate::request::{Held, What};
+
+/// Descriptors can be freed anywhere in the process, unseen: try so often.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// Connections whose swap read found no buffer, first come first served. An entry counts
+    /// only if its lane says so too: one that was cancelled stays behind until its turn.
+    starved: VecDeque<u32>,
+    starved_count: usize,
+    /// What swap reads took lately, in bytes: how many reads some room will serve.
+    typical_read: usize,
+    /// Streams over their window.
+    paused: Vec<u32>,
+    /// Listeners that ran out of descriptors.
+    accepts: Vec<u32>,
+    accept_retry_at: Option<Instant>,
+}
+
+impl Waiting {
+    pub(super) fn new(swap_buffer_size: usize) -> Self {
+        Waiting {
+            typical_read: swap_buffer_size,
+            ..Waiting::default()
+        }
+    }
+
+    pub(super) fn accept_retry_at(&self) -> Option<Instant> {
+        self.accept_retry_at
+    }
+}
+
+impl<C> Engine<C> {
+    /// Whether reads wait for a swap buffer.
+    pub(crate) fn has_starved(&self) -> bool {
+        self.waiting.starved_count > 0
+    }
+
+    /// Whether a paused stream may go on.
+    pub(crate) fn can_resume(&self, pool: &Pool) -> bool {
+        !self.waiting.paused.is_empty() && pool.has_credit_back()
+    }
+
+    /// Lets everything go on whose wait is over.
+    pub(crate) fn wake_waiting(&mut self, backend: &Selected) {
+        if self.has_starved() {
+            self.serve_starved(backend);
+        }
+        if !self.waiting.paused.is_empty() {
+            self.resume_paused(backend.pool());
+        }
+        if let Some(at) = self.waiting.accept_retry_at
+            && at <= Instant::now()
+        {
+            self.descriptor_freed();
+        }
+    }
+
+    /// A swap read may not overtake those that wait for a buffer. True if it now waits.
+    pub(super) fn must_queue_for_buffer(&mut self, slot: u32) -> bool {
+        let served = self
+            .conns
+            .lane_mut(slot, Lane::Read)
+            .is_some_and(|queue| std::mem::take(&mut queue.served));
+        let must = self.has_starved() && !served;
+        if must {
+            self.queue_for_buffer(slot);
+        }
+        must
+    }
+
+    /// A swap read found the pool dry: it waits until leases come back.
+    pub(super) fn starve(&mut self, slot: u32, index: u32) {
+        let Some(pending) = self.requests.get(index) else {
+            return;
+        };
+        match pending.end {
+            Some(why) => {
+                let error = Error::new(pending.what.doing(), why);
+                self.finish(index, Some(error));
+            }
+            None => {
+                self.counts.swap_starved += 1;
+                self.queue_for_buffer(slot);
+            }
+        }
+    }
+
+    fn queue_for_buffer(&mut self, slot: u32) {
+        if let Some(queue) = self.conns.lane_mut(slot, Lane::Read)
+            && !queue.starved
+        {
+            queue.starved = true;
+            self.waiting.starved_count += 1;
+            self.waiting.starved.push_back(slot);
+        }
+        self.forget_stale_starved();
+    }
+
+    /// Drops entries of reads that no longer wait once they are the majority.
+    fn forget_stale_starved(&mut self) {
+        let waiting = &mut self.waiting;
+        if waiting.starved.len() > 2 * waiting.starved_count + 64 {
+            let conns = &self.conns;
+            waiting.starved.retain(|&slot| {
+                conns
+                    .get(slot)
+                    .is_some_and(|state| state.lane(Lane::Read).starved)
+            });
+        }
+    }
+
+    /// The first request of a lane no longer waits for a buffer, because it ends.
+    pub(super) fn leave_starved(&mut self, slot: u32, lane: Lane, index: u32) {
+        if let Some(queue) = self.conns.lane_mut(slot, lane)
+            && queue.head == index
+            && queue.starved
+        {
+            queue.starved = false;
+            self.waiting.starved_count -= 1;
+        }
+    }
+
+    /// Wakes as many reads as the returned room will serve.
+    fn serve_starved(&mut self, backend: &Selected) {
+        let room = backend.swap_room_bytes();
+        if room == 0 {
+            return;
+        }
+        let typical = self.waiting.typical_read.max(1);
+        let mut count = (room / typical).max(1);
+        while count > 0
+            && let Some(slot) = self.waiting.starved.pop_front()
+        {
+            let Some(queue) = self.conns.lane_mut(slot, Lane::Read) else {
+                continue;
+            };
+            if std::mem::take(&mut queue.starved) {
+                queue.served = true;
+                self.waiting.starved_count -= 1;
+                self.mark_dirty(slot, Lane::Read);
+                count -= 1;
+            }
+        }
+    }
+
+    /// Learns how much swap reads take; only of interest while some wait.
+    #[inline]
+    pub(super) fn note_swap_read(&mut self, size: usize) {
+        if self.has_starved() {
+            let typical = &mut self.waiting.typical_read;
+            *typical = (*typical * 7 + size) / 8;
+        }
+    }
+
+    /// A stream has more leases out than its window allows: it stops taking in more.
+    pub(super) fn pause_if_over_window(
+        &mut self,
+        backend: &mut Selected,
+        slot: u32,
+        index: u32,
+    ) {
+        let window = self.stream_window;
+        let Some(pending) = self.requests.get_mut(index) else {
+            return;
+        };
+        let Held::Credit(credit) = &pending.held else {
+            return;
+        };
+        if !pending.pausing && pending.end.is_none() && credit.leased_bytes() > window {
+            pending.pausing = true;
+            backend.cancel(slot, Lane::Read);
+        }
+    }
+
+    /// A stream's operation has ended, but not the stream: it goes on, or waits for leases.
+    pub(super) fn resume_or_park(&mut self, slot: u32, index: u32) {
+        let window = self.stream_window;
+        let Some(pending) = self.requests.get_mut(index) else {
+            return;
+        };
+        if let Some(why) = pending.end {
+            let error = Error::new(pending.what.doing(), why);
+            return self.finish(index, Some(error));
+        }
+        let Held::Credit(credit) = &pending.held else {
+            return;
+        };
+        let over = std::mem::take(&mut pending.pausing) || credit.leased_bytes() > window;
+        if over && credit.pause_above(window / 2) {
+            self.waiting.paused.push(slot);
+        } else {
+            self.again(index);
+        }
+    }
+
+    fn resume_paused(&mut self, pool: &Pool) {
+        if !pool.take_credit_back() {
+            return;
+        }
+        let mut paused = std::mem::take(&mut self.waiting.paused);
+        paused.retain(|&slot| {
+            let head = self.conns.get(slot).map(|state| state.lane(Lane::Read).head);
+            let stream = head.and_then(|head| self.requests.get(head));
+            let Some(stream) = stream.filter(|p| p.what == What::ReadStream && !p.in_flight)
+            else {
+                return false;
+            };
+            let Held::Credit(credit) = &stream.held else {
+                return false;
+            };
+            let still = credit.pause_above(self.stream_window / 2);
+            if !still {
+                self.mark_dirty(slot, Lane::Read);
+            }
+            still
+        });
+        self.waiting.paused = paused;
+    }
+
+    /// A listener ran out of descriptors: it accepts again when one is freed.
+    pub(super) fn wait_for_descriptor(&mut self, slot: u32) {
+        if !self.waiting.accepts.contains(&slot) {
+            self.waiting.accepts.push(slot);
+        }
+        self.waiting.accept_retry_at = Some(Instant::now() + ACCEPT_RETRY);
+    }
+
+    /// Listeners that wait for a descriptor try again.
+    pub(super) fn descriptor_freed(&mut self) {
+        self.waiting.accept_retry_at = None;
+        for slot in std::mem::take(&mut self.waiting.accepts) {
+            self.mark_dirty(slot, Lane::Read);
+        }
+    }
+}

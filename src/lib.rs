@@ -1,0 +1,89 @@
+//! A proactor for sockets: submit reads and writes, call [`wait_io`](Watcher::wait_io), get a
+//! batch of finished operations.
+//!
+//! On Linux the operations are io_uring's own; elsewhere, or where io_uring is not allowed, an
+//! edge-triggered loop over epoll does the same behind the same calls, and a program cannot tell
+//! which one it runs on, except by [asking](Watcher::backend) and by the clock.
+//!
+//! ```no_run
+//! use gaio::{Operation, Results, Watcher};
+//! use std::net::TcpListener;
+//!
+//! # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
+//! let mut watcher = Watcher::new()?;
+//! let listener = watcher.listen(TcpListener::bind("127.0.0.1:7000")?)?;
+//! watcher.accept((), listener)?;
+//! let mut results = Results::new();
+//! loop {
+//!     watcher.wait_io(&mut results)?;
+//!     for res in results.drain() {
+//!         match res.operation {
+//!             Operation::Accept => {
+//!                 if let Some(conn) = res.accepted() {
+//!                     watcher.read((), conn, None)?;
+//!                 }
+//!             }
+//!             _ if res.error.is_some() || res.is_eof() => {
+//!                 watcher.free(res.conn);
+//!             }
+//!             Operation::Read => {
+//!                 watcher.write((), res.conn, res.buffer)?; // no copy: the lease travels
+//!             }
+//!             Operation::Write => {
+//!                 watcher.read((), res.conn, None)?;
+//!             }
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! # What holds on every backend
+//!
+//! - Every accepted request gives exactly one result (a stream: any number, then one that
+//!   [is the last](OpResult::is_last)), also when it is cancelled, runs out of time, or its
+//!   connection or the watcher is closed. A refused call starts nothing and gives everything
+//!   back ([`Rejected`]).
+//! - Per connection and direction, bytes move in the order of submission.
+//! - A write ends when every byte is with the kernel. A read gives at least one byte, or the end.
+//! - A read without a buffer of its own (`None`) gives a lease of a swap buffer: an idle
+//!   connection holds no memory, and the bytes can be kept or written elsewhere without a copy.
+//!   Leases that are kept are back-pressure: when all buffers are out, such reads wait.
+//! - No call blocks but `wait_io`.
+//!
+//! # What is not promised
+//!
+//! - Datagram sockets are refused: this is a library for streams.
+//! - `close(2)` is called on the watcher's thread; a socket with `SO_LINGER` set can block there.
+//! - How many results a turn gives, and in which order results of different connections come.
+
+#![forbid(unsafe_code)]
+
+mod builder;
+mod conn;
+mod conn_table;
+mod deadlines;
+mod engine;
+mod error;
+mod inbox;
+mod remote;
+mod request;
+mod results;
+mod stats;
+mod watcher;
+
+pub use builder::Builder;
+pub use conn::Conn;
+pub use deadlines::Deadline;
+pub use error::Rejected;
+pub use gaio_backends::buffer::Buffer;
+pub use gaio_backends::select::{BackendInfo, BackendKind, Choice, Declined};
+pub use gaio_backends::swap::SwapBuf;
+pub use gaio_backends::{Address, Error, ErrorKind, Interest, Result};
+pub use remote::Remote;
+pub use request::OpId;
+pub use results::{Drain, OpResult, Operation, Results};
+pub use stats::Stats;
+pub use std::net::Shutdown;
+pub use watcher::Watcher;

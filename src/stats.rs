@@ -1,0 +1,47 @@
+//! What a watcher has done so far, in numbers.
+
+/// Counters of one watcher since it was built, and what is pending now. Always on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// All system calls made by the backend.
+    pub kernel_calls: u64,
+    /// Of these: calls that wait (`io_uring_enter`, `epoll_wait`).
+    pub wait_calls: u64,
+    /// Of these: calls that read (none for sockets on io_uring).
+    pub read_calls: u64,
+    /// Of these: calls that write (likewise).
+    pub write_calls: u64,
+    /// Of these: calls that accept or connect (likewise).
+    pub accept_calls: u64,
+    /// Wake-ups that were sent to the sleeping watcher.
+    pub wakeups: u64,
+    /// Wake-ups that needed no system call, because the watcher was running.
+    pub wakeups_elided: u64,
+    /// Calls of `wait_io` and `wait_io_timeout`.
+    pub turns: u64,
+    /// Requests accepted.
+    pub submitted: u64,
+    /// Completions that the backend gave.
+    pub completions: u64,
+    /// Results handed out.
+    pub delivered: u64,
+    /// Requests that ended with `Cancelled`.
+    pub cancelled: u64,
+    /// Requests that ended with `Deadline`.
+    pub deadlines: u64,
+    /// Times a read had to wait because the swap pool was dry.
+    pub swap_starved: u64,
+    /// Open connections and listeners.
+    pub connections: usize,
+    /// Requests without their last result.
+    pub pending: usize,
+    /// Leases of swap buffers that are alive, clones included.
+    pub leases: usize,
+    /// Swap buffers that are in use.
+    pub swap_buffers_out: usize,
+    /// The most swap buffers that were ever in use at once.
+    pub swap_buffers_peak: usize,
+    /// Memory held by the swap pool.
+    pub swap_bytes: usize,
+}

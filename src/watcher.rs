@@ -1,0 +1,724 @@
+//! `Watcher`: what a user calls, in reading order. Sockets in, requests in, results out.
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use gaio_backends::select::BackendInfo;
+use gaio_backends::{
+    Address, Backend, Buffer, Completion, Credit, Doing, Errno, Error, ErrorKind, Interest, Result,
+    Selected, Sink, SocketKind, Until, classify, peer_addr, pin_thread, stream_socket,
+};
+
+use crate::builder::Builder;
+use crate::conn::{Conn, ConnIds};
+use crate::deadlines::Deadline;
+use crate::engine::Engine;
+use crate::error::Rejected;
+use crate::inbox::{Inbox, Message};
+use crate::remote::{Remote, connection_kind};
+use crate::request::{Held, OpId, Order, What};
+use crate::results::Results;
+use crate::stats::Stats;
+
+/// Watches over connections: takes requests, gives results.
+///
+/// `C` is the program's context: handed in with each request, handed back with its result.
+///
+/// A watcher may be built on one thread and moved to another; the first
+/// [`wait_io`](Watcher::wait_io) binds it to its thread. Other threads use a [`Remote`]. It may be
+/// dropped anywhere, best on its own thread, where nothing has to be waited for.
+///
+/// ```
+/// use gaio::{Operation, Results, Watcher};
+/// use std::os::unix::net::UnixStream;
+/// use std::io::Write;
+///
+/// # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
+/// let (ours, mut theirs) = UnixStream::pair()?;
+/// let mut watcher = Watcher::<&str>::builder().build()?;
+/// let conn = watcher.delegate(ours)?;
+/// watcher.read("first", conn, None)?;
+/// theirs.write_all(b"hello")?;
+///
+/// let mut results = Results::new();
+/// watcher.wait_io(&mut results)?;
+/// for res in results.drain() {
+///     assert_eq!((res.operation, res.context), (Operation::Read, "first"));
+///     assert_eq!(res.data(), b"hello");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Watcher<C = ()> {
+    // Declared first, so that it is dropped first: it ends what the kernel does.
+    backend: Selected,
+    engine: Engine<C>,
+    inbox: Arc<Inbox<C>>,
+    /// Messages taken from the inbox; kept for its memory.
+    messages: Vec<Message<C>>,
+    /// Completions of the current turn; likewise.
+    reaped: Vec<Completion>,
+    info: BackendInfo,
+    /// The thread of the first `wait_io`.
+    owner: Option<u64>,
+    /// Somebody waits on our descriptor.
+    nested: Cell<bool>,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl<C> Watcher<C> {
+    /// A watcher with the default options and the best backend that works here.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Self> {
+        Builder::new().build()
+    }
+
+    /// Options first.
+    pub fn builder() -> Builder<C> {
+        Builder::new()
+    }
+
+    pub(crate) fn assemble(
+        backend: Selected,
+        info: BackendInfo,
+        stream_window: usize,
+        swap_buffer_size: usize,
+    ) -> Self {
+        let ids = Arc::new(ConnIds::new());
+        let waker = Arc::clone(backend.waker());
+        Watcher {
+            backend,
+            engine: Engine::new(Arc::clone(&ids), stream_window, swap_buffer_size),
+            inbox: Arc::new(Inbox::new(waker, ids)),
+            messages: Vec::new(),
+            reaped: Vec::new(),
+            info,
+            owner: None,
+            nested: Cell::new(false),
+            not_sync: PhantomData,
+        }
+    }
+
+    /// Which backend this is, with which features, and why not a better one.
+    pub fn backend(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    /// A handle for other threads.
+    pub fn remote(&self) -> Remote<C> {
+        Remote::new(Arc::clone(&self.inbox))
+    }
+
+    /// Takes a connected stream socket, or something else that can be waited for (a pipe, a
+    /// terminal, an `eventfd`). It stays open until [`free`](Watcher::free).
+    ///
+    /// # Errors
+    /// `Unsupported` for regular files, directories, datagram sockets; `WrongKind` for listening
+    /// sockets; `WatcherClosed`; `Os`. The descriptor comes back, open.
+    pub fn delegate(&mut self, socket: impl Into<OwnedFd>) -> Result<Conn, Rejected<OwnedFd>> {
+        let socket = socket.into();
+        match connection_kind(&socket) {
+            Ok(kind) => self.adopt(Doing::Delegate, socket, kind),
+            Err(error) => Err(Rejected::new(error, socket)),
+        }
+    }
+
+    /// Takes a listening socket, for [`accept`](Watcher::accept).
+    ///
+    /// # Errors
+    /// `WrongKind` for anything but a listening stream socket; `WatcherClosed`; `Os`. The
+    /// descriptor comes back, open.
+    pub fn listen(&mut self, listener: impl Into<OwnedFd>) -> Result<Conn, Rejected<OwnedFd>> {
+        let listener = listener.into();
+        let error = match classify(listener.as_fd()) {
+            Ok(Some(SocketKind::Listener)) => {
+                return self.adopt(Doing::Listen, listener, SocketKind::Listener);
+            }
+            Ok(Some(_)) => Error::new(Doing::Listen, ErrorKind::WrongKind),
+            Ok(None) => Error::new(Doing::Listen, ErrorKind::Unsupported),
+            Err(errno) => Error::os(Doing::Listen, errno),
+        };
+        Err(Rejected::new(error, listener))
+    }
+
+    fn adopt(
+        &mut self,
+        doing: Doing,
+        socket: OwnedFd,
+        kind: SocketKind,
+    ) -> Result<Conn, Rejected<OwnedFd>> {
+        if self.engine.closed {
+            let error = Error::new(doing, ErrorKind::WatcherClosed);
+            return Err(Rejected::new(error, socket));
+        }
+        self.engine
+            .adopt(&mut self.backend, socket, kind)
+            .map_err(|(errno, socket)| Rejected::new(Error::os(doing, errno), socket))
+    }
+
+    /// Whether the handle is good: of this watcher, and not freed.
+    pub fn contains(&self, conn: Conn) -> bool {
+        self.engine.is_open(conn)
+    }
+
+    /// The socket, to look at or to set options on (`socket2::SockRef`). Reading from it, writing
+    /// to it or changing its blocking mode gets in the watcher's way.
+    ///
+    /// # Errors
+    /// `ConnClosed`.
+    pub fn socket(&self, conn: Conn) -> Result<BorrowedFd<'_>> {
+        let open = self.engine.is_open(conn);
+        let socket = self.backend.socket(conn.slot()).filter(|_| open);
+        socket.ok_or(Error::new(Doing::Inspect, ErrorKind::ConnClosed))
+    }
+
+    /// Who is on the other end.
+    ///
+    /// # Errors
+    /// `ConnClosed`; `Os` if nobody is (`ENOTCONN`) or it is not a socket (`ENOTSOCK`).
+    pub fn peer_addr(&self, conn: Conn) -> Result<Address> {
+        peer_addr(self.socket(conn)?).map_err(|errno| Error::os(Doing::Inspect, errno))
+    }
+
+    /// Takes an idle connection back, in the blocking mode in which it came.
+    ///
+    /// # Errors
+    /// `Busy` while requests are pending; `ConnClosed`.
+    pub fn reclaim(&mut self, conn: Conn) -> Result<OwnedFd> {
+        self.reach(conn);
+        self.engine
+            .reclaim(&mut self.backend, conn)
+            .map_err(|kind| Error::new(Doing::Reclaim, kind))
+    }
+
+    /// Reads once: at least one byte, or the end.
+    ///
+    /// `buf` says where to: a vector, whose length is the most that is wanted; `None` for a
+    /// swap buffer, of which the result has a lease; or a finished operation's
+    /// [`Buffer`], which reads the same way again.
+    ///
+    /// # Errors
+    /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
+    #[inline]
+    pub fn read(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        buf: impl Into<Option<Vec<u8>>>,
+    ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
+        self.submit(conn, Order::read(ctx, buf.into(), None), Order::into_read)
+    }
+
+    /// As [`read`](Watcher::read), ending with `Deadline` if nothing came in time. Bytes that
+    /// arrive later are still in the socket.
+    ///
+    /// # Errors
+    /// As [`read`](Watcher::read).
+    pub fn read_timeout(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        buf: impl Into<Option<Vec<u8>>>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
+        let order = Order::read(ctx, buf.into(), deadline.into().at());
+        self.submit(conn, order, Order::into_read)
+    }
+
+    /// Reads until the buffer is full. Ends with `UnexpectedEof` or `Deadline`, and the bytes so
+    /// far, if that does not happen.
+    ///
+    /// # Errors
+    /// As [`read`](Watcher::read).
+    pub fn read_full(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        buf: Vec<u8>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<OpId, Rejected<(C, Vec<u8>)>> {
+        let held = Held::Buffer(buf.into());
+        let order = Order::new(What::ReadFull, ctx, held, deadline.into().at());
+        self.submit(conn, order, |order| {
+            let (ctx, buf) = order.into_write();
+            (ctx, buf.into_vec())
+        })
+    }
+
+    /// Reads into swap buffers until the end of the stream, an error, or its
+    /// [`cancel`](Watcher::cancel): one request, many results, the last of which says
+    /// [`is_last`](crate::OpResult::is_last). Pauses while the program keeps more leased bytes
+    /// than [`Builder::stream_window`].
+    ///
+    /// # Errors
+    /// As [`read`](Watcher::read).
+    pub fn read_stream(&mut self, ctx: C, conn: Conn) -> Result<OpId, Rejected<C>>
+    where
+        C: Clone,
+    {
+        let order = Order::stream(What::ReadStream, ctx, Held::Credit(Credit::new()));
+        self.submit(conn, order, |order| order.context)
+    }
+
+    /// Writes every byte. On error, deadline or cancel the result's `size` says how many were
+    /// handed to the kernel.
+    ///
+    /// # Errors
+    /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
+    #[inline]
+    pub fn write(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        buf: impl Into<Buffer>,
+    ) -> Result<OpId, Rejected<(C, Buffer)>> {
+        let held = Held::Buffer(buf.into());
+        let order = Order::new(What::Write, ctx, held, None);
+        self.submit(conn, order, Order::into_write)
+    }
+
+    /// As [`write`](Watcher::write), ending with `Deadline` if it takes longer.
+    ///
+    /// # Errors
+    /// As [`write`](Watcher::write).
+    pub fn write_timeout(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        buf: impl Into<Buffer>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<OpId, Rejected<(C, Buffer)>> {
+        let held = Held::Buffer(buf.into());
+        let order = Order::new(What::Write, ctx, held, deadline.into().at());
+        self.submit(conn, order, Order::into_write)
+    }
+
+    /// Accepts connections until it is cancelled or the listener freed. Each result with
+    /// [`accepted`](crate::OpResult::accepted) brings a connection that belongs to the watcher.
+    ///
+    /// Out of descriptors: one result with the error, which is not the last, then silence until
+    /// a connection is freed (or a tenth of a second passes) and accepting works again.
+    ///
+    /// # Errors
+    /// `WrongKind` (not a listener), `ConnClosed`, `WatcherClosed`.
+    pub fn accept(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>>
+    where
+        C: Clone,
+    {
+        let order = Order::stream(What::Accept, ctx, Held::NOTHING);
+        self.submit(listener, order, |order| order.context)
+    }
+
+    /// Accepts one connection.
+    ///
+    /// # Errors
+    /// As [`accept`](Watcher::accept).
+    pub fn accept_one(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>> {
+        let order = Order::new(What::AcceptOne, ctx, Held::NOTHING, None);
+        self.submit(listener, order, |order| order.context)
+    }
+
+    /// Connects a new socket. Further requests may be submitted at once: they wait for the
+    /// connection, and end with its error if there is none. Then the handle still is the
+    /// program's, until [`free`](Watcher::free).
+    ///
+    /// # Errors
+    /// `WatcherClosed`; `Os` if no socket can be had.
+    pub fn connect(
+        &mut self,
+        ctx: C,
+        to: impl Into<Address>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Conn, Rejected<C>> {
+        let to = to.into();
+        let socket = match stream_socket(&to) {
+            Ok(socket) => socket,
+            Err(errno) => return Err(Rejected::new(Error::os(Doing::Connect, errno), ctx)),
+        };
+        self.connect_socket(ctx, socket, to, deadline.into())
+            .map_err(|(error, ctx, _)| Rejected::new(error, ctx))
+    }
+
+    /// Connects a stream socket of the program's own: bound, or with options set.
+    ///
+    /// # Errors
+    /// `Unsupported` for anything else; `WatcherClosed`; `Os`.
+    pub fn connect_from(
+        &mut self,
+        ctx: C,
+        socket: impl Into<OwnedFd>,
+        to: impl Into<Address>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Conn, Rejected<(C, OwnedFd)>> {
+        let socket = socket.into();
+        if classify(socket.as_fd()) != Ok(Some(SocketKind::Stream)) {
+            let error = Error::new(Doing::Connect, ErrorKind::Unsupported);
+            return Err(Rejected::new(error, (ctx, socket)));
+        }
+        self.connect_socket(ctx, socket, to.into(), deadline.into())
+            .map_err(|(error, ctx, socket)| Rejected::new(error, (ctx, socket)))
+    }
+
+    fn connect_socket(
+        &mut self,
+        ctx: C,
+        socket: OwnedFd,
+        to: Address,
+        deadline: Deadline,
+    ) -> Result<Conn, (Error, C, OwnedFd)> {
+        let adopted = self.adopt(Doing::Connect, socket, SocketKind::Stream);
+        let conn = match adopted.map_err(Rejected::into_parts) {
+            Ok(conn) => conn,
+            Err((error, socket)) => return Err((error, ctx, socket)),
+        };
+        let held = Held::Address(Box::new(to));
+        let order = Order::new(What::Connect, ctx, held, deadline.at());
+        match self.engine.submit(conn, order) {
+            Ok(_) => self.engine.begin_connecting(conn),
+            // A connection that was opened just now takes requests.
+            Err((kind, _)) => debug_assert!(false, "{kind:?}"),
+        }
+        Ok(conn)
+    }
+
+    /// Shuts down one or both directions, after the writes that were submitted before.
+    ///
+    /// # Errors
+    /// `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
+    pub fn shutdown(&mut self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
+        let order = Order::new(What::Shutdown(how), ctx, Held::NOTHING, None);
+        self.submit(conn, order, |order| order.context)
+    }
+
+    /// Waits until the socket is ready, once, and transfers nothing; in its turn among the reads
+    /// or writes.
+    ///
+    /// # Errors
+    /// `ConnClosed`, `WatcherClosed`.
+    pub fn ready(&mut self, ctx: C, conn: Conn, interest: Interest) -> Result<OpId, Rejected<C>> {
+        let order = Order::new(What::Ready(interest), ctx, Held::NOTHING, None);
+        self.submit(conn, order, |order| order.context)
+    }
+
+    /// Gives a result at a point in time.
+    ///
+    /// # Errors
+    /// `WatcherClosed`.
+    pub fn timer(&mut self, ctx: C, deadline: impl Into<Deadline>) -> Result<OpId, Rejected<C>> {
+        let order = Order::new(What::Timer, ctx, Held::NOTHING, deadline.into().at());
+        self.engine.timer(order).map_err(|order| {
+            let error = Error::new(Doing::Timer, ErrorKind::WatcherClosed);
+            Rejected::new(error, order.context)
+        })
+    }
+
+    #[inline]
+    fn submit<T>(
+        &mut self,
+        conn: Conn,
+        order: Order<C>,
+        give_back: impl FnOnce(Order<C>) -> T,
+    ) -> Result<OpId, Rejected<T>> {
+        self.reach(conn);
+        self.engine.submit(conn, order).map_err(|(kind, order)| {
+            let error = Error::new(order.what.doing(), kind);
+            Rejected::new(error, give_back(order))
+        })
+    }
+
+    /// A handle that a `Remote` just got may still be in the inbox.
+    #[inline]
+    fn reach(&mut self, conn: Conn) {
+        if self.inbox.is_pending() && !self.engine.is_open(conn) {
+            self.absorb();
+        }
+    }
+
+    /// Cancels a request: it ends with `Cancelled`, unless it was quicker. False if it has
+    /// finished, is unknown, or another watcher's.
+    pub fn cancel(&mut self, op: OpId) -> bool {
+        if self.inbox.is_pending() {
+            self.absorb();
+        }
+        self.engine.cancel(&mut self.backend, op)
+    }
+
+    /// Frees a connection or listener: its pending requests end with `ConnClosed`, in order, then
+    /// its socket is closed. It is not shut down: a duplicate that the program has stays usable.
+    /// False if the handle was not good.
+    pub fn free(&mut self, conn: Conn) -> bool {
+        self.reach(conn);
+        self.engine.free(&mut self.backend, conn)
+    }
+
+    /// Waits until there is at least one result, and hands out all there are, up to the
+    /// container's maximum. Returns how many.
+    ///
+    /// # Errors
+    /// `WatcherClosed` when the watcher is closed and everything was handed out; `WrongThread`;
+    /// `Os` if the system refuses to wait.
+    #[inline]
+    pub fn wait_io(&mut self, results: &mut Results<C>) -> Result<usize> {
+        self.wait_until(results, Until::Done)
+    }
+
+    /// As [`wait_io`](Watcher::wait_io), for at most `timeout`; then there may be no result.
+    ///
+    /// # Errors
+    /// As [`wait_io`](Watcher::wait_io).
+    pub fn wait_io_timeout(
+        &mut self,
+        results: &mut Results<C>,
+        timeout: Duration,
+    ) -> Result<usize> {
+        let limit = if timeout.is_zero() {
+            Until::Now
+        } else {
+            let at = Instant::now().checked_add(timeout);
+            at.map_or(Until::Done, Until::Time)
+        };
+        self.wait_until(results, limit)
+    }
+
+    /// Binds the calling thread to one CPU: call it on the thread that will wait.
+    ///
+    /// # Errors
+    /// `Os` with `EINVAL` if this process has no such CPU; `WrongThread`.
+    pub fn pin(&mut self, cpu: usize) -> Result<()> {
+        if self.owner.is_some_and(|owner| owner != this_thread()) {
+            return Err(Error::new(Doing::Pin, ErrorKind::WrongThread));
+        }
+        pin_thread(cpu).map_err(|errno| Error::os(Doing::Pin, errno))
+    }
+
+    /// What this watcher has done so far.
+    pub fn stats(&self) -> Stats {
+        let calls = self.backend.counts();
+        let (wakeups, wakeups_elided) = self.inbox.waker.counts();
+        let pool = self.backend.pool().usage();
+        let engine = &self.engine.counts;
+        Stats {
+            kernel_calls: calls.waits + calls.reads + calls.writes + calls.accepts + calls.others,
+            wait_calls: calls.waits,
+            read_calls: calls.reads,
+            write_calls: calls.writes,
+            accept_calls: calls.accepts,
+            wakeups,
+            wakeups_elided,
+            turns: engine.turns,
+            submitted: engine.submitted,
+            completions: engine.completions,
+            delivered: self.engine.delivered(),
+            cancelled: engine.cancelled,
+            deadlines: engine.deadlines,
+            swap_starved: engine.swap_starved,
+            connections: self.engine.conns.open_count(),
+            pending: self.engine.requests.len(),
+            leases: pool.leases,
+            swap_buffers_out: pool.blocks_out,
+            swap_buffers_peak: pool.blocks_peak,
+            swap_bytes: pool.size_bytes,
+        }
+    }
+
+    /// Closes the watcher: everything pending ends with `WatcherClosed`, all sockets are closed.
+    /// `wait_io` hands out what is left, then fails with `WatcherClosed`. Closing again does
+    /// nothing.
+    pub fn close(&mut self) {
+        self.inbox.close();
+        self.absorb();
+    }
+
+    fn wait_until(&mut self, results: &mut Results<C>, limit: Until) -> Result<usize> {
+        self.own()?;
+        results.clear();
+        self.engine.begin_turn();
+        let refused = |errno| Error::os(Doing::Wait, errno);
+        loop {
+            let again = self.turn(results.max(), limit).map_err(refused)?;
+            if !self.engine.out.is_empty() {
+                break;
+            }
+            if self.engine.is_over() {
+                return Err(Error::new(Doing::Wait, ErrorKind::WatcherClosed));
+            }
+            let over = match limit {
+                Until::Now => true,
+                Until::Time(at) => Instant::now() >= at,
+                Until::Done => false,
+            };
+            if over && !again && !self.engine.has_dirty() && self.fell_asleep() {
+                break;
+            }
+        }
+        let before = self.engine.out.len();
+        results.fill(&mut self.engine.out);
+        let count = before - self.engine.out.len();
+        self.engine.note_handed_out(results.len());
+        debug_assert!(count <= results.max());
+        Ok(results.len())
+    }
+
+    /// One round: take messages, start requests, let the kernel work, take completions.
+    fn turn(&mut self, max: usize, limit: Until) -> Result<bool, Errno> {
+        self.prepare();
+        let until = self.patience(limit);
+        let mut reaped = Reaped {
+            room: max.saturating_sub(self.engine.out.len()).max(1),
+            completions: &mut self.reaped,
+        };
+        let again = self.backend.wait(until, &mut reaped);
+        self.inbox.waker.awake();
+        let mut reaped = std::mem::take(&mut self.reaped);
+        for completion in reaped.drain(..) {
+            self.engine.complete(&mut self.backend, completion);
+        }
+        self.reaped = reaped;
+        self.engine.expire(&mut self.backend);
+        again
+    }
+
+    fn prepare(&mut self) {
+        if self.inbox.is_pending() {
+            self.absorb();
+        }
+        self.engine.wake_waiting(&self.backend);
+        self.engine.start_dirty(&mut self.backend);
+        self.engine.expire(&mut self.backend);
+    }
+
+    /// How long this round may sleep: not if there is something to do.
+    fn patience(&self, limit: Until) -> Until {
+        let has_work = !self.engine.out.is_empty()
+            || self.engine.has_dirty()
+            || self.engine.is_over();
+        if has_work || limit == Until::Now {
+            return Until::Now;
+        }
+        self.inbox.waker.sleep();
+        if self.was_woken() {
+            return Until::Now;
+        }
+        match (limit, self.engine.next_time()) {
+            (Until::Time(limit), Some(next)) => Until::Time(limit.min(next)),
+            (Until::Done, Some(next)) => Until::Time(next),
+            (limit, None) => limit,
+            (Until::Now, _) => Until::Now,
+        }
+    }
+
+    /// Whether something came from another thread that makes no system event while we run.
+    fn was_woken(&self) -> bool {
+        self.inbox.is_pending()
+            || (self.engine.has_starved() && !self.backend.pool().sleep_hungry())
+            || self.engine.can_resume(self.backend.pool())
+    }
+
+    /// Before an empty-handed return: whoever polls our descriptor must be woken from now on.
+    /// False if there is work after all.
+    fn fell_asleep(&self) -> bool {
+        if !self.nested.get() {
+            return true;
+        }
+        self.backend.arm(self.engine.next_time());
+        self.inbox.waker.sleep();
+        !self.was_woken()
+    }
+
+    /// Takes the messages of other threads.
+    #[cold]
+    fn absorb(&mut self) {
+        let mut messages = std::mem::take(&mut self.messages);
+        let closed = self.inbox.take(&mut messages);
+        for message in messages.drain(..) {
+            self.engine.receive(&mut self.backend, message);
+        }
+        self.messages = messages;
+        if closed {
+            self.engine.close(&mut self.backend);
+        }
+    }
+
+    fn own(&mut self) -> Result<()> {
+        let thread = this_thread();
+        match self.owner {
+            Some(owner) if owner == thread => Ok(()),
+            Some(_) => Err(Error::new(Doing::Wait, ErrorKind::WrongThread)),
+            None => {
+                let refused = |errno| Error::os(Doing::Wait, errno);
+                self.backend.bind().map_err(refused)?;
+                self.owner = Some(thread);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Collects completions, as many as the program takes this turn.
+struct Reaped<'a> {
+    room: usize,
+    completions: &'a mut Vec<Completion>,
+}
+
+impl Sink for Reaped<'_> {
+    #[inline]
+    fn complete(&mut self, completion: Completion) {
+        self.completions.push(completion);
+    }
+
+    #[inline]
+    fn wants_more(&self) -> bool {
+        self.completions.len() < self.room
+    }
+}
+
+/// A number for the calling thread that no other thread ever has.
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|number| *number)
+}
+
+impl<C> AsFd for Watcher<C> {
+    /// A descriptor that is readable when there is a result: to nest the watcher in another event
+    /// loop. Call `wait_io_timeout` with a timeout of zero until it gives no result, then poll.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.nested.set(true);
+        let descriptor = self.backend.readiness();
+        self.backend.arm(self.engine.next_time());
+        self.inbox.waker.sleep();
+        if self.was_woken() {
+            self.inbox.waker.wake();
+        }
+        descriptor
+    }
+}
+
+impl<C> Drop for Watcher<C> {
+    fn drop(&mut self) {
+        // From now on no message comes that would be lost; what is there is dropped outside the
+        // lock, because contexts may do anything when dropped.
+        self.inbox.close();
+        self.inbox.take(&mut self.messages);
+    }
+}
+
+impl<C> fmt::Debug for Watcher<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watcher")
+            .field("backend", &self.info)
+            .field("connections", &self.engine.conns.open_count())
+            .field("pending", &self.engine.requests.len())
+            .finish_non_exhaustive()
+    }
+}

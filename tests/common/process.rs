@@ -1,0 +1,179 @@
+//! Processes that a test starts: this test binary again, for one test alone. What is counted per
+//! process (descriptors, threads, memory) is counted there, and clients that need descriptors of
+//! their own live there. Each ends with the test that started it.
+
+use std::env;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use gaio::BackendKind;
+
+use super::{in_time, name, pattern, read_pattern};
+
+/// The longest that a process of a test may live, in seconds: the bound against a hang.
+const LIFE_SECONDS: u32 = 240;
+
+/// Set in a process that runs one test alone.
+const ALONE: &str = "GAIO_TEST_ALONE";
+
+/// Set in a client process: what it has to do.
+const CLIENT: &str = "GAIO_TEST_CLIENT";
+
+/// Runs `body` in a process where no other test runs.
+///
+/// To be called in a case of `backends!`, which must do nothing else, as
+/// `in_child(module_path!(), kind, || { .. })`.
+pub fn in_child(module: &str, kind: BackendKind, body: impl FnOnce()) {
+    if env::var_os(ALONE).is_some() {
+        end_with_parent();
+        return body();
+    }
+    let (_, case) = module.split_once("::").expect("a case has a module");
+    let test = format!("{case}::{}", name(kind));
+    let output = this_binary(&test)
+        .env(ALONE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .expect("a child process");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    let passed = output.status.success() && said.contains("1 passed");
+    assert!(
+        passed,
+        "{test} alone: {}\n{said}\n{complained}",
+        output.status
+    );
+    print!("{said}");
+}
+
+/// This binary again, to run the one test of that name and nothing else.
+fn this_binary(test: &str) -> Command {
+    let mut command = Command::new(env::current_exe().expect("the path of this binary"));
+    command.args([test, "--exact", "--include-ignored", "--nocapture"]);
+    command.arg("--test-threads=1");
+    command
+}
+
+/// Lets this process end when the one that started it does, or when it takes far too long.
+fn end_with_parent() {
+    // SAFETY: both calls take plain numbers and touch no memory of ours.
+    unsafe {
+        libc::alarm(LIFE_SECONDS);
+        #[cfg(target_os = "linux")]
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+}
+
+/// A process with the client ends of many connections.
+///
+/// The test file that uses it has an ignored test `client_process` that calls [`client`].
+pub struct Clients(Child);
+
+impl Clients {
+    /// Connects `count` times to `address`. Then, `rounds` times: sends `size` bytes on every
+    /// connection, and only then expects them back on every connection. Then keeps them open.
+    pub fn start(address: SocketAddr, count: usize, rounds: usize, size: usize) -> Self {
+        let child = this_binary("client_process")
+            .env(CLIENT, format!("{address} {count} {rounds} {size}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn();
+        Clients(child.expect("a client process"))
+    }
+
+    /// Lets the process close its connections once it is through with its rounds.
+    pub fn may_end(&mut self) {
+        drop(self.0.stdin.take());
+    }
+
+    /// Waits for the end of the process, which must have seen what it expected.
+    pub fn join(mut self) {
+        self.may_end();
+        let status = self.0.wait().expect("the client process");
+        assert!(status.success(), "the client process: {status}");
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a client process does; nothing in any other process.
+pub fn client() {
+    let Ok(task) = env::var(CLIENT) else { return };
+    end_with_parent();
+    raise_descriptor_limit();
+    let task: Vec<&str> = task.split(' ').collect();
+    let [count, rounds, size] = [1, 2, 3].map(|at| task[at].parse::<usize>().expect("a number"));
+    let mut streams: Vec<TcpStream> = (0..count)
+        .map(|_| TcpStream::connect(task[0]).expect("the client connects"))
+        .collect();
+    for round in 0..rounds {
+        // Each connection and round has its own bytes: those of another are noticed.
+        let at = |index: usize| index * 7 + round * 13;
+        for (index, stream) in streams.iter_mut().enumerate() {
+            let message = pattern(at(index), size);
+            stream.write_all(message).expect("the client writes");
+        }
+        for (index, stream) in streams.iter_mut().enumerate() {
+            read_pattern(stream, at(index), size);
+        }
+    }
+    let _ = io::stdin().read(&mut [0]);
+}
+
+/// Raises the limit of open descriptors as far as this process may, and returns it.
+pub fn raise_descriptor_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is valid for both calls, which read or write nothing else.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
+/// How many of `wanted` connections this process can have. Says so if they are fewer.
+pub fn affordable(wanted: usize) -> usize {
+    let spare = 100; // For all that is not a connection.
+    let count = wanted.min(raise_descriptor_limit() - spare);
+    if count < wanted {
+        println!("scaled down by RLIMIT_NOFILE: {count} connections instead of {wanted}");
+    }
+    count
+}
+
+/// What a process holds that can leak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+}
+
+impl Held {
+    fn now() -> Self {
+        let count = |path| fs::read_dir(path).map_or(0, Iterator::count);
+        Held {
+            descriptors: count("/proc/self/fd").max(count("/dev/fd")),
+            threads: count("/proc/self/task"),
+        }
+    }
+}
+
+/// Asserts that all descriptors and threads that come up in `body` are gone soon after it.
+/// Only of use where no other test runs: [`in_child`].
+pub fn no_leak(body: impl FnOnce()) {
+    let before = Held::now();
+    body();
+    let clean = in_time(|| Held::now() == before);
+    assert!(clean, "leaked: {:?} now, {before:?} before", Held::now());
+}

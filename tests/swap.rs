@@ -1,0 +1,281 @@
+//! Swap buffers: what a lease shows never changes, costs no copy, and may be kept, forwarded and
+//! dropped anywhere; a pool that runs dry makes reads wait (scenarios 8 to 11).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::{HashSet, VecDeque};
+use std::io::Write;
+use std::net::TcpStream;
+use std::thread;
+
+use bytes::Bytes;
+use common::*;
+use gaio::{BackendKind, Conn, OpResult, Results, SwapBuf, Watcher};
+
+backends! {
+    fn swap_data_intact(kind: BackendKind) {
+        const CONNECTIONS: usize = 250;
+        let mut watcher = watcher(kind);
+        let mut random = Random::new(8);
+        let (listener, _) = listener();
+        let mut peers = Vec::new();
+        for index in 0..CONNECTIONS {
+            let (ours, peer) = pair_from(&listener);
+            let conn = watcher.delegate(ours).unwrap();
+            watcher.read(index, conn, own_or_swap(&mut random)).unwrap();
+            peers.push((peer, 0));
+        }
+        let mut seen = [0; CONNECTIONS];
+        let mut kept = VecDeque::new();
+        for _ in 0..40 {
+            let mut expected = 0;
+            for (index, (peer, sent)) in peers.iter_mut().enumerate() {
+                let len = 1 + random.below(600);
+                peer.write_all(pattern(index + *sent, len)).unwrap();
+                *sent += len;
+                expected += len;
+            }
+            while expected > 0 {
+                let mut results = Results::new();
+                turn(&mut watcher, &mut results);
+                for res in results.drain() {
+                    let at = res.context + seen[res.context];
+                    assert_eq!((res.error, res.is_eof()), (None, false));
+                    seen[res.context] += res.size;
+                    expected -= res.size;
+                    watcher
+                        .read(res.context, res.conn, own_or_swap(&mut random))
+                        .unwrap();
+                    kept.push_back((at, res));
+                }
+                // Results are looked at long after others were read into the same memory.
+                while kept.len() > 2 * CONNECTIONS {
+                    check_kept(kept.pop_front());
+                }
+            }
+        }
+        while !kept.is_empty() {
+            check_kept(kept.pop_front());
+        }
+    }
+
+    fn lease_kept(kind: BackendKind) {
+        const READS: usize = 100_000;
+        let mut watcher = builder(kind)
+            .swap_buffer_size(4096)
+            .swap_buffers(4)
+            .build()
+            .unwrap();
+        let (kept_conn, mut kept_peer) = connect_to(&mut watcher);
+        let (conn, mut peer) = connect_to(&mut watcher);
+        write_pattern(&mut kept_peer, 77, 500);
+        watcher.read((), kept_conn, None).unwrap();
+        let kept = next(&mut watcher).buffer.into_swap().unwrap();
+
+        let mut results = Results::new();
+        for index in 0..READS {
+            peer.write_all(pattern(index, 40)).unwrap();
+            watcher.read((), conn, None).unwrap();
+            let mut got = 0;
+            while got < 40 {
+                // A read may end where a buffer ends; the rest comes with the next.
+                turn(&mut watcher, &mut results);
+                let res = results.pop().unwrap();
+                assert!(is_pattern(index + got, res.data()), "read {index}");
+                got += res.size;
+                if got < 40 {
+                    watcher.read((), conn, None).unwrap();
+                }
+            }
+        }
+        assert!(
+            is_pattern(77, &kept),
+            "a lease changed while others were read"
+        );
+        let part = kept.slice(100..=199);
+        drop(watcher);
+        drop(kept);
+        assert!(
+            part.len() == 100 && is_pattern(177, &part),
+            "a lease outlives the watcher"
+        );
+    }
+
+    fn lease_dropped_on_another_thread(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (conn, mut peer) = connect_to(&mut watcher);
+        write_pattern(&mut peer, 0, 2 * 4096);
+        let held = read_until_dry(&mut watcher, conn);
+        let seen: usize = held.iter().map(|lease| lease.len()).sum();
+        assert!(watcher.stats().leases >= 1);
+        // The watcher sleeps, or is about to, when the leases go.
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut at = 0;
+                for lease in &held {
+                    assert!(is_pattern(at, lease));
+                    at += lease.len();
+                }
+                drop(held);
+            });
+            let res = next(&mut watcher);
+            assert!(is_pattern(seen, res.data()) && res.size > 0);
+        });
+        assert_eq!(watcher.stats().leases, 0, "each lease came back");
+    }
+
+    fn lease_forwarded(kind: BackendKind) {
+        let (mut watcher, from, mut sender) = connected(kind);
+        let (to, mut receiver) = connect_to(&mut watcher);
+        for at in 0..100 {
+            sender.write_all(pattern(at, 1024)).unwrap();
+            watcher.read((), from, None).unwrap();
+            let read = next(&mut watcher);
+            let place = read.data().as_ptr();
+            let lease = read.buffer.into_swap().unwrap();
+            assert_eq!(lease.as_ptr(), place, "taking a lease copies nothing");
+            let bytes = Bytes::from(lease.clone());
+            assert_eq!(bytes.as_ptr(), place, "nor does it as Bytes");
+            watcher.write((), to, bytes).unwrap();
+            watcher.write((), from, lease).unwrap();
+            for write in collect(&mut watcher, 2) {
+                assert_eq!((write.size, write.error), (1024, None));
+                assert_eq!(write.buffer.as_ptr(), place, "nor does writing it");
+            }
+            read_pattern(&mut receiver, at, 1024);
+            read_pattern(&mut sender, at, 1024);
+        }
+    }
+
+    fn pool_dry(kind: BackendKind) {
+        const CONNECTIONS: usize = 8;
+        let mut watcher = one_swap_buffer(kind);
+        let mut peers = Vec::new();
+        for index in 0..CONNECTIONS {
+            let (conn, mut peer) = connect_to(&mut watcher);
+            write_pattern(&mut peer, index, 4096);
+            watcher.read(index, conn, None).unwrap();
+            peers.push(peer);
+        }
+        let mut seen = [0; CONNECTIONS];
+        while seen != [4096; CONNECTIONS] {
+            // Nothing is held here, so one must come; then as many as the one buffer takes.
+            let mut held = vec![next(&mut watcher)];
+            held.extend(until_dry(&mut watcher));
+            for res in &held {
+                assert!(is_pattern(res.context + seen[res.context], res.data()));
+                seen[res.context] += res.size;
+                if seen[res.context] < 4096 {
+                    watcher.read(res.context, res.conn, None).unwrap();
+                }
+            }
+            let bytes: usize = held.iter().map(|res| res.size).sum();
+            assert!(bytes <= 4096, "{bytes} bytes in one buffer");
+        }
+    }
+
+    fn pool_dry_first_drop_resumes(kind: BackendKind) {
+        let mut watcher = builder(kind)
+            .swap_buffer_size(4096)
+            .swap_buffers(4)
+            .build()
+            .unwrap();
+        let peers: Vec<TcpStream> = (0..8)
+            .map(|index| {
+                let (ours, mut peer) = pair();
+                // Each read fills a buffer: all of its bytes are there before it starts.
+                write_pattern(&mut peer, index, 4096);
+                until("all is there", || {
+                    ours.peek(&mut [0; 4096]).unwrap() == 4096
+                });
+                let conn = watcher.delegate(ours).unwrap();
+                watcher.read(index, conn, None).unwrap();
+                peer
+            })
+            .collect();
+        let mut held: VecDeque<_> = collect(&mut watcher, 4).into();
+        // Dry: the others wait, and neither fail nor keep the processor busy.
+        quiet(&mut watcher);
+        let calls_before = watcher.stats().kernel_calls;
+        quiet(&mut watcher);
+        let calls = watcher.stats().kernel_calls - calls_before;
+        assert!(
+            calls <= 10,
+            "{calls} system calls while nothing could be done"
+        );
+        for _ in 0..4 {
+            held.pop_front();
+            held.push_back(next(&mut watcher));
+            quiet(&mut watcher);
+        }
+        let last: HashSet<usize> = held.iter().map(|res| res.context).collect();
+        assert_eq!(last.len(), 4);
+        for res in held {
+            assert_eq!((res.size, res.error), (4096, None));
+            assert!(is_pattern(res.context, res.data()));
+        }
+        drop(peers);
+    }
+
+    fn recycle_reads_again_the_same_way(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        for own in [Some(vec![0; 64]), None] {
+            let swap = own.is_none();
+            let mut buffer: Option<Vec<u8>> = own;
+            for at in 0..50 {
+                peer.write_all(pattern(at, 1 + at)).unwrap();
+                watcher.read((), conn, buffer).unwrap();
+                let res = next(&mut watcher);
+                assert_eq!((res.size, res.is_swap_buffer()), (1 + at, swap));
+                assert!(is_pattern(at, res.data()));
+                buffer = res.buffer.into();
+                assert_eq!(buffer.as_ref().map(Vec::len), (!swap).then_some(64));
+            }
+        }
+    }
+}
+
+/// A buffer to read into: now a swap buffer, now an own one of any small size.
+fn own_or_swap(random: &mut Random) -> Option<Vec<u8>> {
+    (random.below(2) == 0).then(|| vec![0; 1 + random.below(700)])
+}
+
+fn check_kept(kept: Option<(usize, OpResult<usize>)>) {
+    let (at, res) = kept.unwrap();
+    assert!(
+        is_pattern(at, res.data()),
+        "changed after it was handed out"
+    );
+}
+
+/// A watcher whose pool is a single small buffer.
+fn one_swap_buffer<C>(kind: BackendKind) -> Watcher<C> {
+    let small = builder(kind).swap_buffer_size(4096).swap_buffers(1);
+    small.build().unwrap()
+}
+
+/// Takes results without an error until none comes any more.
+fn until_dry<C>(watcher: &mut Watcher<C>) -> Vec<OpResult<C>> {
+    let mut all = Vec::new();
+    let mut results = Results::new();
+    while watcher.wait_io_timeout(&mut results, GLANCE).unwrap() > 0 {
+        all.extend(results.drain());
+    }
+    assert!(all.iter().all(|res| res.error.is_none() && res.size > 0));
+    all
+}
+
+/// Reads, and holds what comes, until the pool is dry and a read waits.
+fn read_until_dry(watcher: &mut Watcher, conn: Conn) -> Vec<SwapBuf> {
+    watcher.read((), conn, None).unwrap();
+    let mut new = vec![next(watcher)];
+    let mut held = Vec::new();
+    while !new.is_empty() {
+        held.extend(new.into_iter().map(|res| res.buffer.into_swap().unwrap()));
+        watcher.read((), conn, None).unwrap();
+        new = until_dry(watcher);
+    }
+    held
+}
