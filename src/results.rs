@@ -10,7 +10,7 @@ use crate::conn::Conn;
 use crate::request::OpId;
 
 /// How many results a turn gives at most, unless the program says otherwise.
-const MAX_DEFAULT: usize = 1024;
+const MAX_DEFAULT: usize = 256;
 
 /// What kind of request a result belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ pub struct Results<C = ()> {
 }
 
 impl<C> Results<C> {
-    /// For at most 1024 results a turn.
+    /// For at most 256 results a turn.
     pub fn new() -> Self {
         Results {
             queue: VecDeque::new(),

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::Shutdown;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +67,7 @@ pub struct Watcher<C = ()> {
     reaped: Vec<Completion>,
     info: BackendInfo,
     /// The thread of the first `wait_io`.
-    owner: Option<u64>,
+    owner: Option<NonZeroU64>,
     /// Somebody waits on our descriptor.
     nested: Cell<bool>,
     not_sync: PhantomData<Cell<()>>,
@@ -155,9 +156,13 @@ impl<C> Watcher<C> {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<Conn, Rejected<OwnedFd>> {
-        if self.engine.closed {
-            let error = Error::new(doing, ErrorKind::WatcherClosed);
-            return Err(Rejected::new(error, socket));
+        let refusal = if self.is_elsewhere() {
+            Some(ErrorKind::WrongThread)
+        } else {
+            self.engine.closed.then_some(ErrorKind::WatcherClosed)
+        };
+        if let Some(kind) = refusal {
+            return Err(Rejected::new(Error::new(doing, kind), socket));
         }
         self.engine
             .adopt(&mut self.backend, socket, kind)
@@ -414,9 +419,13 @@ impl<C> Watcher<C> {
     /// `WatcherClosed`.
     pub fn timer(&mut self, ctx: C, deadline: impl Into<Deadline>) -> Result<OpId, Rejected<C>> {
         let order = Order::new(What::Timer, ctx, Held::NOTHING, deadline.into().at());
-        self.engine.timer(order).map_err(|order| {
-            let error = Error::new(Doing::Timer, ErrorKind::WatcherClosed);
-            Rejected::new(error, order.context)
+        let accepted = if self.is_elsewhere() {
+            Err((ErrorKind::WrongThread, order))
+        } else {
+            self.engine.timer(order)
+        };
+        accepted.map_err(|(kind, order)| {
+            Rejected::new(Error::new(Doing::Timer, kind), order.context)
         })
     }
 
@@ -428,7 +437,12 @@ impl<C> Watcher<C> {
         give_back: impl FnOnce(Order<C>) -> T,
     ) -> Result<OpId, Rejected<T>> {
         self.reach(conn);
-        self.engine.submit(conn, order).map_err(|(kind, order)| {
+        let accepted = if self.is_elsewhere() {
+            Err((ErrorKind::WrongThread, order))
+        } else {
+            self.engine.submit(conn, order)
+        };
+        accepted.map_err(|(kind, order)| {
             let error = Error::new(order.what.doing(), kind);
             Rejected::new(error, give_back(order))
         })
@@ -493,7 +507,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `Os` with `EINVAL` if this process has no such CPU; `WrongThread`.
     pub fn pin(&mut self, cpu: usize) -> Result<()> {
-        if self.owner.is_some_and(|owner| owner != this_thread()) {
+        if self.is_elsewhere() {
             return Err(Error::new(Doing::Pin, ErrorKind::WrongThread));
         }
         pin_thread(cpu).map_err(|errno| Error::os(Doing::Pin, errno))
@@ -590,7 +604,7 @@ impl<C> Watcher<C> {
         if self.inbox.is_pending() {
             self.absorb();
         }
-        self.engine.wake_waiting(&self.backend);
+        self.engine.wake_waiting(&mut self.backend);
         self.engine.start_dirty(&mut self.backend);
         self.engine.expire(&mut self.backend);
     }
@@ -647,18 +661,23 @@ impl<C> Watcher<C> {
         }
     }
 
+    /// Binds the watcher to its thread, the first time.
     fn own(&mut self) -> Result<()> {
-        let thread = this_thread();
-        match self.owner {
-            Some(owner) if owner == thread => Ok(()),
-            Some(_) => Err(Error::new(Doing::Wait, ErrorKind::WrongThread)),
-            None => {
-                let refused = |errno| Error::os(Doing::Wait, errno);
-                self.backend.bind().map_err(refused)?;
-                self.owner = Some(thread);
-                Ok(())
-            }
+        if self.is_elsewhere() {
+            return Err(Error::new(Doing::Wait, ErrorKind::WrongThread));
         }
+        if self.owner.is_none() {
+            let refused = |errno| Error::os(Doing::Wait, errno);
+            self.backend.bind().map_err(refused)?;
+            self.owner = Some(this_thread());
+        }
+        Ok(())
+    }
+
+    /// Whether the calling thread is not the watcher's.
+    #[inline]
+    fn is_elsewhere(&self) -> bool {
+        self.owner.is_some_and(|owner| owner != this_thread())
     }
 }
 
@@ -681,12 +700,21 @@ impl Sink for Reaped<'_> {
 }
 
 /// A number for the calling thread that no other thread ever has.
-fn this_thread() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
+#[inline]
+fn this_thread() -> NonZeroU64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
     thread_local! {
-        static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
+        static NUMBER: Cell<Option<NonZeroU64>> = const { Cell::new(None) };
     }
-    NUMBER.with(|number| *number)
+    #[cold]
+    fn number() -> NonZeroU64 {
+        NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)
+    }
+    NUMBER.with(|cell| {
+        let known = cell.get().unwrap_or_else(number);
+        cell.set(Some(known));
+        known
+    })
 }
 
 impl<C> AsFd for Watcher<C> {

@@ -359,7 +359,7 @@ fn one_error_of_each_kind(kind: BackendKind) -> Vec<Error> {
     watcher.write((), conn, "late").unwrap();
     errors.extend(collect(&mut watcher, 2)[1].error);
     let (mut watcher, wrong) = thread::spawn(move || {
-        let error = watcher.timer((), PATIENCE).unwrap_err().error();
+        let error = watcher.wait_io(&mut Results::new()).unwrap_err();
         (watcher, error)
     })
     .join()

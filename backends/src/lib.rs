@@ -62,7 +62,6 @@ pub use wake::Waker;
 ///   stream may have others before it. It brings back what was handed in.
 /// - A stream may end at any time with a completion that is a success (and not a read's 0 bytes):
 ///   that only says that it has to be started again.
-/// - An operation gets at least one attempt, also if it is cancelled right after its start.
 /// - A cancelled operation ends soon: with what it had done, or `ECANCELED` if that was nothing.
 ///   Nothing is lost: received bytes are in the completion or still in the socket.
 /// - What the kernel uses (buffers, addresses, message headers) is owned by the backend until the
@@ -94,8 +93,9 @@ pub trait Backend {
     /// Starts an operation. Failures come as its completion.
     fn start(&mut self, slot: u32, lane: Lane, request: Request);
 
-    /// Ends the operation of a lane early.
-    fn cancel(&mut self, slot: u32, lane: Lane);
+    /// Ends the operation of a lane early. With a last try it is attempted once more, or for the
+    /// first time: what is possible at this moment is done.
+    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool);
 
     /// `shutdown(2)`, at once.
     ///
@@ -131,7 +131,7 @@ pub trait Backend {
     fn pool(&self) -> &Pool;
 
     /// Bytes that swap reads could take now, roughly.
-    fn swap_room_bytes(&self) -> usize;
+    fn swap_room_bytes(&mut self) -> usize;
 
     /// System calls made so far.
     fn counts(&self) -> &Counts;

@@ -291,8 +291,8 @@ impl Backend for Selected {
         forward!(self, b => b.start(slot, lane, request));
     }
 
-    fn cancel(&mut self, slot: u32, lane: Lane) {
-        forward!(self, b => b.cancel(slot, lane));
+    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
+        forward!(self, b => b.cancel(slot, lane, last_try));
     }
 
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
@@ -324,7 +324,7 @@ impl Backend for Selected {
         forward!(self, b => b.pool())
     }
 
-    fn swap_room_bytes(&self) -> usize {
+    fn swap_room_bytes(&mut self) -> usize {
         forward!(self, b => b.swap_room_bytes())
     }
 

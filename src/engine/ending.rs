@@ -15,8 +15,11 @@ impl<C> Engine<C> {
         let Some(index) = self.requests.find(op) else {
             return false;
         };
-        self.end_early(backend, index, ErrorKind::Cancelled);
-        true
+        let ends_already = self.requests.get(index).is_some_and(|p| p.end.is_some());
+        if !ends_already {
+            self.end_early(backend, index, ErrorKind::Cancelled);
+        }
+        !ends_already
     }
 
     /// Ends the requests whose time has come. Waits while lanes could not be started yet: each
@@ -57,15 +60,23 @@ impl<C> Engine<C> {
         match (closing, in_flight) {
             // It ends with its connection.
             (true, _) => {}
-            (false, true) => backend.cancel(slot, lane),
+            (false, true) => backend.cancel(slot, lane, why == ErrorKind::Deadline),
             (false, false) if what == What::Connect => {
                 self.connected(slot, index, Err(Errno::CANCELLED));
             }
+            // The first of its lane is ending, too: it follows at once, in order.
+            (false, false) if self.first_is_ending(slot, lane) => {}
             (false, false) => {
                 self.leave_starved(slot, lane, index);
                 self.finish(index, Some(error));
             }
         }
+    }
+
+    fn first_is_ending(&self, slot: u32, lane: Lane) -> bool {
+        let head = self.conns.get(slot).map(|state| state.lane(lane).head);
+        head.and_then(|head| self.requests.get(head))
+            .is_some_and(|first| first.in_flight && first.end.is_some())
     }
 
     /// Ends every request of a lane with an error.
@@ -96,7 +107,7 @@ impl<C> Engine<C> {
             let (head, runs) = (queue.head, queue.in_flight > 0);
             self.leave_starved(slot, lane, head);
             if runs {
-                backend.cancel(slot, lane);
+                backend.cancel(slot, lane, false);
             }
         }
         if self.conns.get(slot).is_some_and(|state| state.is_still()) {

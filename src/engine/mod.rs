@@ -159,9 +159,9 @@ impl<C> Engine<C> {
     }
 
     /// Accepts a timer.
-    pub(crate) fn timer(&mut self, order: Order<C>) -> Result<OpId, Order<C>> {
+    pub(crate) fn timer(&mut self, order: Order<C>) -> Result<OpId, (ErrorKind, Order<C>)> {
         if self.closed {
-            return Err(order);
+            return Err((ErrorKind::WatcherClosed, order));
         }
         let op = self.ops.next();
         let deadline = order.deadline;

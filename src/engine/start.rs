@@ -1,7 +1,7 @@
 //! Handing requests to the backend: the first of each lane that is idle; neighbouring writes
 //! together, in one vectored call.
 
-use gaio_backends::{Backend, Batch, Buffer, Lane, Request, Selected};
+use gaio_backends::{Backend, Batch, Buffer, Error, Lane, Request, Selected};
 
 use super::Engine;
 use crate::conn_table::Phase;
@@ -40,6 +40,10 @@ impl<C> Engine<C> {
         };
         if connecting && first.what != What::Connect {
             return;
+        }
+        if let Some(why) = first.end {
+            let error = Error::new(first.what.doing(), why);
+            return self.finish(head, Some(error));
         }
         let request = match (first.what, &mut first.held) {
             (What::Shutdown(how), _) => {

@@ -52,7 +52,7 @@ impl<C> Engine<C> {
     }
 
     /// Lets everything go on whose wait is over.
-    pub(crate) fn wake_waiting(&mut self, backend: &Selected) {
+    pub(crate) fn wake_waiting(&mut self, backend: &mut Selected) {
         if self.has_starved() {
             self.serve_starved(backend);
         }
@@ -132,7 +132,7 @@ impl<C> Engine<C> {
     }
 
     /// Wakes as many reads as the returned room will serve.
-    fn serve_starved(&mut self, backend: &Selected) {
+    fn serve_starved(&mut self, backend: &mut Selected) {
         let room = backend.swap_room_bytes();
         if room == 0 {
             return;
@@ -179,7 +179,7 @@ impl<C> Engine<C> {
         };
         if !pending.pausing && pending.end.is_none() && credit.leased_bytes() > window {
             pending.pausing = true;
-            backend.cancel(slot, Lane::Read);
+            backend.cancel(slot, Lane::Read, false);
         }
     }
 

@@ -108,6 +108,10 @@ pub fn connect_to<C>(watcher: &mut Watcher<C>) -> (Conn, TcpStream) {
 /// A listener on a free port of the loopback, and its address.
 pub fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    // Thousands may connect at once; what does not fit would be tried again a second later.
+    socket2::SockRef::from(&listener)
+        .listen(4096)
+        .expect("listen");
     let address = listener.local_addr().expect("local address");
     (listener, address)
 }

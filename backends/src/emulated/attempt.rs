@@ -25,7 +25,6 @@ impl Engine {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        entry.flags.set(Flags::tried(lane));
         match entry.op(lane) {
             Op::ReadSwap => self.read_swap(slot, sink),
             Op::Write => self.write(slot, sink),

@@ -40,9 +40,11 @@ impl Cursor {
     }
 
     /// Bytes that reads could take before the pool is dry.
-    pub(super) fn room_bytes(&self) -> usize {
+    pub(super) fn room_bytes(&mut self) -> usize {
+        let least = self.least();
+        // A block with too little left is of use only to the pool.
+        self.current = self.current.take().filter(|filling| filling.left() >= least);
         let here = self.current.as_ref().map_or(0, Filling::left);
-        let here = if here < self.least() { 0 } else { here };
         self.pool.blocks_available() * self.pool.block_size() + here
     }
 

@@ -123,13 +123,10 @@ impl Engine {
         }
     }
 
-    /// Ends an operation, after one attempt if it had none.
-    pub(super) fn cancel(&mut self, slot: u32, lane: Lane) {
-        let Some(entry) = self.slots.get(slot as usize) else {
-            return;
-        };
+    /// Ends an operation, after a last attempt if it is to have one.
+    pub(super) fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
         let mut done = std::mem::take(&mut self.done);
-        if !entry.flags.has(Flags::tried(lane)) {
+        if last_try {
             self.attempt(slot, lane, &mut done);
         }
         if self.runs(slot, lane) {

@@ -22,7 +22,7 @@ pub struct Epoll {
     instance: OwnedFd,
     events: Vec<epoll_event>,
     /// Whether the kernel is known to lack `epoll_pwait2(2)`, which came with 5.11.
-    milliseconds_only: bool,
+    pub(super) milliseconds_only: bool,
 }
 
 impl Poller for Epoll {

@@ -163,8 +163,8 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.start(slot, lane, request);
     }
 
-    fn cancel(&mut self, slot: u32, lane: Lane) {
-        self.engine.cancel(slot, lane);
+    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
+        self.engine.cancel(slot, lane, last_try);
     }
 
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
@@ -223,7 +223,7 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.cursor.pool()
     }
 
-    fn swap_room_bytes(&self) -> usize {
+    fn swap_room_bytes(&mut self) -> usize {
         self.engine.cursor.room_bytes()
     }
 

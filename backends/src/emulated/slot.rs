@@ -73,8 +73,6 @@ impl Flags {
     pub(super) const WRITABLE: Flags = Flags(1 << 1);
     /// The lane is in the queue. Belongs to the queue's entry, so it outlives the socket.
     const QUEUED: Flags = Flags(1 << 2);
-    /// The lane's operation had an attempt.
-    const TRIED: Flags = Flags(1 << 4);
     /// A retry of the write lane is planned. Outlives the socket, too.
     pub(super) const RETRYING: Flags = Flags(1 << 6);
     /// A short transfer does not prove that nothing is left.
@@ -96,11 +94,6 @@ impl Flags {
     #[inline]
     pub(super) fn queued(lane: Lane) -> Flags {
         Flags(Flags::QUEUED.0 << lane as u8)
-    }
-
-    #[inline]
-    pub(super) fn tried(lane: Lane) -> Flags {
-        Flags(Flags::TRIED.0 << lane as u8)
     }
 
     #[inline]
@@ -154,7 +147,6 @@ impl Slot {
     pub(super) fn load(&mut self, lane: Lane, op: Op, cargo: u32) {
         self.ops[lane as usize] = op;
         self.cargo[lane as usize] = cargo;
-        self.flags.clear(Flags::tried(lane));
     }
 
     /// The descriptor; -1, which every call refuses, if there is none.

@@ -117,10 +117,20 @@ impl Pool {
     /// Takes a block to fill: the one returned most recently, else a new one. `None` when the
     /// pool is dry, or the system has no memory.
     pub fn checkout(&self) -> Option<Filling> {
+        self.checkout_up_to(self.shared.blocks_max)
+    }
+
+    /// The same, but takes a new block even if the pool is dry: for rare readers that cannot wait
+    /// with the others.
+    pub fn checkout_beyond(&self) -> Option<Filling> {
+        self.checkout_up_to(usize::MAX)
+    }
+
+    fn checkout_up_to(&self, blocks_max: usize) -> Option<Filling> {
         let mut state = self.shared.lock();
         let block = match state.free.pop() {
             Some(block) => block,
-            None if state.all.len() < self.shared.blocks_max => {
+            None if state.all.len() < blocks_max => {
                 let block = Block::allocate(self.shared.block_size)?;
                 state.all.push(block);
                 // Room in the free list for every block: a return never allocates.
@@ -150,7 +160,7 @@ impl Pool {
     /// How many blocks a checkout could still get.
     pub fn blocks_available(&self) -> usize {
         let state = self.shared.lock();
-        state.free.len() + (self.shared.blocks_max - state.all.len())
+        state.free.len() + self.shared.blocks_max.saturating_sub(state.all.len())
     }
 
     /// Asks for a wake-up when a block comes back. False if one is there already.

@@ -440,7 +440,8 @@ impl Backend for Uring {
         unsafe { self.push(entry.user_data(lanes::encode(slot, lane))) };
     }
 
-    fn cancel(&mut self, slot: u32, lane: Lane) {
+    /// What was started in this turn has its try before: the ring keeps the order.
+    fn cancel(&mut self, slot: u32, lane: Lane, _last_try: bool) {
         if !self.lanes.mark_cancelled(slot, lane) {
             return;
         }
@@ -516,7 +517,7 @@ impl Backend for Uring {
         &self.pool
     }
 
-    fn swap_room_bytes(&self) -> usize {
+    fn swap_room_bytes(&mut self) -> usize {
         self.buffers.room_bytes() + self.pool.blocks_available() * self.pool.block_size()
     }
 
@@ -548,7 +549,10 @@ impl Uring {
         )?;
         self.submitter.register_eventfd(event.as_raw_fd())?;
         // What completed before the registration makes no event of its own.
-        sys::signal_event(event.as_fd());
+        let queue = self.submission();
+        if !self.completion().is_empty() || queue.taskrun() || queue.cq_overflow() {
+            sys::signal_event(event.as_fd());
+        }
         Ok(Nest { epoll, event })
     }
 }

@@ -98,9 +98,9 @@ impl Uring {
         self.counts.reads += 1;
         if self.polled_filling.as_ref().is_none_or(is_nearly_full) {
             self.polled_filling = None;
-            self.polled_filling = self.pool.checkout();
+            self.polled_filling = self.pool.checkout_beyond();
         }
-        let filling = self.polled_filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
+        let filling = self.polled_filling.as_mut().ok_or(Errno(libc::ENOMEM))?;
         let (at, room) = filling.tail();
         // SAFETY: the tail is valid for writes of `room` bytes.
         let len = unsafe { sys::read(fd, at, room) }?;

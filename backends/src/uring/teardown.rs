@@ -68,7 +68,7 @@ impl Uring {
     /// Cancels everything and collects it. False if that did not succeed.
     fn drain(&mut self) -> bool {
         for (slot, lane) in self.lanes.all_running() {
-            self.cancel(slot, lane);
+            self.cancel(slot, lane, false);
         }
         if self.wake_armed {
             let entry = io_uring::opcode::AsyncCancel::new(WOKEN)
