@@ -527,9 +527,9 @@ backends! {
     /// bytes arrive once the leases are dropped.
     fn read_stream_back_pressure(kind: BackendKind) {
         const WINDOW: usize = 64 << 10;
-        const SWAP_BYTES: usize = 64 * (8 << 10);
+        const SWAP_BYTES: usize = 256 * (8 << 10);
         const ALL: usize = 24 << 20;
-        let builder = builder(kind).swap_buffer_size(8 << 10).swap_buffers(64);
+        let builder = builder(kind).swap_buffer_size(8 << 10).swap_buffers(256);
         let mut watcher = builder.stream_window(WINDOW).build().unwrap();
         let (conn, mut peer) = connect_to(&mut watcher);
         let (other, mut other_peer) = connect_to(&mut watcher);

@@ -19,6 +19,7 @@ pub mod buffer;
 pub mod emulated;
 mod error;
 mod nest;
+mod sink;
 pub mod select;
 mod slots;
 pub mod swap;
@@ -37,6 +38,8 @@ pub use batch::Batch;
 pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Result};
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
+pub use sink::Sink;
+use sink::Counting;
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
@@ -146,15 +149,6 @@ pub struct Options {
     pub swap_buffers: usize,
     /// How many operations one turn can start.
     pub queue_depth: usize,
-}
-
-/// Receives completions during [`Backend::wait`].
-pub trait Sink {
-    /// Takes one completion.
-    fn complete(&mut self, completion: Completion);
-
-    /// Whether to go on; a backend keeps further completions for the next `wait`.
-    fn wants_more(&self) -> bool;
 }
 
 /// One step of one operation.

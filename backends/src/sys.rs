@@ -11,7 +11,7 @@ use socket2::{SockAddr, SockRef, Socket, Type};
 use crate::address::Address;
 use crate::batch::Batch;
 use crate::error::Errno;
-use crate::{Interest, SocketKind};
+use crate::{Interest, SocketKind, Until};
 
 /// The most bytes one call transfers: the kernel's own limit is a page under 2 GiB.
 pub(crate) const TRANSFER_MAX: usize = 1 << 30;
@@ -26,6 +26,13 @@ pub(crate) fn check(returned: libc::c_int) -> Result<libc::c_int, Errno> {
 }
 
 #[inline]
+fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: duration.subsec_nanos() as _,
+    }
+}
+
 fn check_len(returned: isize) -> Result<usize, Errno> {
     usize::try_from(returned).map_err(|_| Errno::last())
 }
@@ -124,10 +131,7 @@ fn without_sigpipe(write: impl FnMut() -> Result<usize, Errno>) -> Result<usize,
         libc::pthread_sigmask(libc::SIG_BLOCK, pipe.as_ptr(), before.as_mut_ptr());
         let result = uninterrupted(write);
         if result == Err(Errno(libc::EPIPE)) && !was_pending {
-            let now = libc::timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
+            let now = timespec(Duration::ZERO);
             libc::sigtimedwait(pipe.as_ptr(), std::ptr::null_mut(), &raw const now);
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
@@ -214,6 +218,28 @@ pub(crate) fn is_ready(fd: RawFd, interest: Interest) -> Result<bool, Errno> {
     };
     // SAFETY: one entry, borrowed for the call.
     Ok(check(unsafe { libc::poll(&raw mut poll, 1, 0) })? > 0)
+}
+
+/// Sleeps until the descriptor is readable, or the time has come, or a signal.
+#[cfg(gaio_uring)]
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, until: Until) -> Result<(), Errno> {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let left = match until {
+        Until::Now => Some(Duration::ZERO),
+        Until::Time(at) => Some(at.saturating_duration_since(Instant::now())),
+        Until::Done => None,
+    };
+    let left = left.map(timespec);
+    let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one entry and the timeout, borrowed for the call; no signal mask.
+    match check(unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) }) {
+        Ok(_) | Err(Errno(libc::EINTR)) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The events of `poll(2)` that mean ready.
@@ -397,14 +423,8 @@ pub(crate) fn arm_timerfd(fd: BorrowedFd<'_>, at: Option<Instant>) {
             .max(Duration::from_nanos(1))
     });
     let spec = libc::itimerspec {
-        it_interval: libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        },
-        it_value: libc::timespec {
-            tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: left.subsec_nanos() as _,
-        },
+        it_interval: timespec(Duration::ZERO),
+        it_value: timespec(left),
     };
     // It fails only for a value out of range, which this is not.
     // SAFETY: the specification is borrowed for the call.

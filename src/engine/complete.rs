@@ -380,8 +380,10 @@ impl<C> Engine<C> {
                     self.resume_or_park(slot, index);
                 }
             }
-            Err(errno) if errno.is_out_of_buffers() => self.starve(slot, index),
-            Err(errno) if errno.is_interruption() => self.resume_or_park(slot, index),
+            Err(errno) if errno.is_out_of_buffers() && !self.is_over_window(index) => {
+                self.starve(slot, index);
+            }
+            Err(errno) if errno.is_out_of_buffers() || errno.is_interruption() => self.resume_or_park(slot, index),
             Err(errno) => self.fail(index, errno),
         }
     }

@@ -163,21 +163,25 @@ impl<C> Engine<C> {
         }
     }
 
-    /// A stream has more leases out than its window allows: it stops taking in more.
+    /// Whether a stream has more leases out than its window allows.
+    pub(super) fn is_over_window(&self, index: u32) -> bool {
+        let held = self.requests.get(index).map(|pending| &pending.held);
+        matches!(held, Some(Held::Credit(credit)) if credit.leased_bytes() > self.stream_window)
+    }
+
+    /// A stream over its window stops taking in more.
     pub(super) fn pause_if_over_window(
         &mut self,
         backend: &mut Selected,
         slot: u32,
         index: u32,
     ) {
-        let window = self.stream_window;
-        let Some(pending) = self.requests.get_mut(index) else {
-            return;
-        };
-        let Held::Credit(credit) = &pending.held else {
-            return;
-        };
-        if !pending.pausing && pending.end.is_none() && credit.leased_bytes() > window {
+        let over = self.is_over_window(index);
+        if let Some(pending) = self.requests.get_mut(index)
+            && over
+            && !pending.pausing
+            && pending.end.is_none()
+        {
             pending.pausing = true;
             backend.cancel(slot, Lane::Read, false);
         }

@@ -126,7 +126,12 @@ impl Engine {
     /// Ends an operation, after a last attempt if it is to have one.
     pub(super) fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
         let mut done = std::mem::take(&mut self.done);
-        if last_try {
+        // While the kernel connects there is nothing to try.
+        let connecting = self
+            .slots
+            .get(slot as usize)
+            .is_some_and(|entry| entry.op(lane) == Op::Connecting);
+        if last_try && !connecting {
             self.attempt(slot, lane, &mut done);
         }
         if self.runs(slot, lane) {

@@ -34,7 +34,7 @@ use crate::error::Errno;
 use crate::nest::NestTimer;
 use crate::select::Refusal;
 use crate::{
-    Backend, Completion, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker, sys,
+    Backend, Counting, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker, sys,
 };
 
 /// Tokens of no slot: there are never so many.
@@ -181,7 +181,7 @@ impl<P: Poller> Backend for Emulated<P> {
     /// that asks for events: the next one will ask anyway, and often nothing has come yet. Two
     /// turns in a row never do so, or busy connections would starve the others.
     fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
-        let mut sink = Counting { sink, count: 0 };
+        let mut sink = Counting::new(sink);
         self.engine.hand_out(&mut sink);
         self.engine.run_queue(&mut sink);
         if sink.count > 0 && !self.skipped {
@@ -244,25 +244,6 @@ fn prepare(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<Flags, Errno> {
         flags.set(Flags::WAS_BLOCKING);
     }
     Ok(flags)
-}
-
-/// A sink that knows whether it got anything.
-struct Counting<'a, S> {
-    sink: &'a mut S,
-    count: usize,
-}
-
-impl<S: Sink> Sink for Counting<'_, S> {
-    #[inline]
-    fn complete(&mut self, completion: Completion) {
-        self.count += 1;
-        self.sink.complete(completion);
-    }
-
-    #[inline]
-    fn wants_more(&self) -> bool {
-        self.sink.wants_more()
-    }
 }
 
 impl<P> fmt::Debug for Emulated<P> {

@@ -357,21 +357,21 @@ fn dry_pool_consumes_nothing() {
 }
 
 #[test]
-fn cancel_attempts_once() {
+fn cancel_with_a_last_try() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
     // There is data that no event has announced yet.
     peer.write_all(b"here").unwrap();
     rig.start(0, Lane::Read, Request::ReadSwap);
-    rig.backend.cancel(0, Lane::Read);
+    rig.backend.cancel(0, Lane::Read, true);
     assert_eq!(&*lease(rig.one()), b"here");
     // There is none.
     rig.start(0, Lane::Read, Request::ReadSwap);
-    rig.backend.cancel(0, Lane::Read);
+    rig.backend.cancel(0, Lane::Read, true);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     // A write that was never attempted is made.
     rig.write(0, b"out");
-    rig.backend.cancel(0, Lane::Write);
+    rig.backend.cancel(0, Lane::Write, true);
     assert_eq!(rig.one().result, Ok(3));
     // Nothing of that comes again.
     rig.quiet();
@@ -384,7 +384,7 @@ fn cancel_gives_back() {
     let buffer = Buffer::from(b"abc....".to_vec());
     rig.start(0, Lane::Read, Request::Read { buffer, from: 3 });
     rig.quiet();
-    rig.backend.cancel(0, Lane::Read);
+    rig.backend.cancel(0, Lane::Read, false);
     let read = rig.one();
     assert_eq!(errno(&read), libc::ECANCELED);
     let Payload::Buffer(buffer) = read.payload else {
@@ -395,7 +395,7 @@ fn cancel_gives_back() {
     // The credit of a stream is dropped.
     let credit = Credit::new();
     rig.start(0, Lane::Read, Request::ReadStream(credit));
-    rig.backend.cancel(0, Lane::Read);
+    rig.backend.cancel(0, Lane::Read, false);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     assert!(rig.backend.engine.cargo.is_empty());
 }
@@ -405,7 +405,7 @@ fn cancelled_slot_serves_its_next_life() {
     let mut rig = Rig::new();
     let peer = rig.pair(0);
     rig.write(0, b"never queued twice");
-    rig.backend.cancel(0, Lane::Write);
+    rig.backend.cancel(0, Lane::Write, true);
     // The queue still names the lane when the slot changes hands.
     let old = rig.backend.detach(0).unwrap();
     let _next = rig.pair(0);
@@ -522,7 +522,7 @@ fn accepts() {
         assert!(completion.more);
         assert!(matches!(completion.payload, Payload::Socket(_)));
     }
-    rig.backend.cancel(3, Lane::Read);
+    rig.backend.cancel(3, Lane::Read, false);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     // One at a time.
     rig.start(3, Lane::Read, Request::Accept);

@@ -30,7 +30,7 @@ use crate::swap::{Filling, Pool};
 use crate::sys::{self, TRANSFER_MAX};
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counts, Interest, Lane, Options, Payload, Request, Sink, SocketKind, Until,
+    Backend, Completion, Counting, Counts, Interest, Lane, Options, Payload, Request, Sink, SocketKind, Until,
 };
 
 /// The one group of provided buffers.
@@ -81,7 +81,8 @@ pub struct Uring {
 unsafe impl Send for Uring {}
 
 /// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
-/// work is deferred.
+/// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
+/// read by the ring then: an event that arises within an event's signal is put off by the kernel.
 struct Nest {
     epoll: OwnedFd,
     event: OwnedFd,
@@ -165,8 +166,9 @@ impl Uring {
         }
     }
 
+    /// Lets a wake-up end the sleep in the ring. Nested, the sleep is elsewhere.
     fn arm_wake(&mut self) {
-        if self.wake_armed {
+        if self.wake_armed || self.nest.get().is_some() {
             return;
         }
         self.wake_armed = true;
@@ -469,28 +471,18 @@ impl Backend for Uring {
     }
 
     fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
-        self.arm_wake();
-        self.buffers.refill(&self.pool);
-        self.push_deferred();
-        let until = if self.deferred.is_empty() {
-            until
-        } else {
-            Until::Now
-        };
-        self.enter(until)?;
-        self.reap(sink);
-        if let Some(nest) = self.nest.get() {
-            self.counts.others += 1;
-            sys::clear_event(nest.event.as_fd());
+        if self.nest.get().is_none() {
+            return self.round(until, sink);
         }
-        let queue = self.submission();
-        Ok(!self.completion().is_empty()
-            || queue.taskrun()
-            || queue.cq_overflow()
-            || !self.deferred.is_empty()
-            || !self.immediate.is_empty())
+        let mut sink = Counting::new(sink);
+        let again = self.round(Until::Now, &mut sink)?;
+        if sink.count > 0 || again || until == Until::Now {
+            return Ok(again);
+        }
+        self.counts.waits += 1;
+        sys::wait_readable(self.readiness(), until)?;
+        self.round(Until::Now, &mut sink)
     }
-
     fn readiness(&self) -> BorrowedFd<'_> {
         if self.nest.get().is_none()
             && let Ok(nest) = self.build_nest()
@@ -527,6 +519,31 @@ impl Backend for Uring {
 }
 
 impl Uring {
+    /// Submits, waits, collects.
+    fn round(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+        self.arm_wake();
+        self.buffers.refill(&self.pool);
+        self.push_deferred();
+        let until = if self.deferred.is_empty() {
+            until
+        } else {
+            Until::Now
+        };
+        self.enter(until)?;
+        self.reap(sink);
+        if let Some(nest) = self.nest.get() {
+            self.counts.others += 1;
+            sys::clear_event(nest.event.as_fd());
+            sys::clear_event(self.waker.event());
+        }
+        let queue = self.submission();
+        Ok(!self.completion().is_empty()
+            || queue.taskrun()
+            || queue.cq_overflow()
+            || !self.deferred.is_empty()
+            || !self.immediate.is_empty())
+    }
+
     fn refuse(&mut self, slot: u32, lane: Lane, errno: Errno) {
         self.immediate.push_back(Completion {
             slot,
@@ -541,6 +558,7 @@ impl Uring {
         let epoll = sys::epoll_create()?;
         let event = sys::eventfd()?;
         sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
+        sys::epoll_add(epoll.as_fd(), self.waker.event(), libc::EPOLLIN, 0)?;
         sys::epoll_add(
             epoll.as_fd(),
             self.timer.descriptor()?,
