@@ -1,15 +1,15 @@
 //! An echo server: whatever a client sends comes back. Talk to it with `nc 127.0.0.1 7000`.
 
-use std::fmt::Display;
-use std::io::Write;
+mod common;
+
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use gaio::{BackendKind, Choice, Conn, OpResult, Operation, Remote, Results, Watcher};
-use socket2::{Domain, Socket, Type};
+use common::Fallible;
+use gaio::{Choice, Conn, OpResult, Operation, Remote, Results, Watcher};
 
 const USAGE: &str = "\
 echo [--addr 127.0.0.1:7000] [--backend auto|io_uring|epoll|kqueue] [--threads 1]
@@ -18,45 +18,26 @@ echo [--addr 127.0.0.1:7000] [--backend auto|io_uring|epoll|kqueue] [--threads 1
 /// The size of a connection's own buffer (`--buffer owned`).
 const OWNED_BYTES: usize = 64 * 1024;
 
-type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
 fn main() -> ExitCode {
-    let options = match Options::parse() {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return fail(2, format!("{error}\n{USAGE}")),
-    };
-    match serve(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, error),
-    }
-}
-
-fn fail(code: u8, text: impl Display) -> ExitCode {
-    eprintln!("echo: {text}");
-    ExitCode::from(code)
+    common::run(USAGE, Options::parse(), serve)
 }
 
 /// Starts the servers, waits for a signal (or for all connections asked for), stops them.
-fn serve(options: &Options) -> Fallible<()> {
+fn serve(options: Options) -> Fallible<()> {
     let shared = Arc::new(Shared::default());
     let mut servers = Vec::new();
     let mut addr = options.addr;
     for thread in 0..options.threads {
-        let listener = listen(addr, options.threads > 1)
-            .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+        let listener = common::listen(addr, options.threads > 1)?;
         addr = listener.local_addr()?;
-        servers.push(Server::new(options, &shared, listener, thread)?);
+        servers.push(Server::new(&options, &shared, listener, thread)?);
     }
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "listening on {addr} backend={}", servers[0].watcher.backend())?;
-    stdout.flush()?;
+    let remotes = servers.iter().map(|server| server.watcher.remote());
+    let _ = shared.remotes.set(remotes.collect());
+    let stopper = Arc::clone(&shared);
+    common::on_signal(move || stopper.stop())?;
+    common::announce(addr, servers[0].watcher.backend())?;
 
-    let remotes: Vec<_> = servers.iter().map(|server| server.watcher.remote()).collect();
-    shared.stop_on_signal(remotes)?;
     let threads: Vec<_> = servers
         .into_iter()
         .map(|server| thread::spawn(move || server.run()))
@@ -67,23 +48,12 @@ fn serve(options: &Options) -> Fallible<()> {
     Ok(())
 }
 
-fn listen(addr: SocketAddr, share_port: bool) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(share_port)?;
-    // Accepted connections inherit it: one system call less for each.
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(4096)?;
-    Ok(socket.into())
-}
-
 /// What the threads have in common.
 #[derive(Default)]
 struct Shared {
     stopping: AtomicBool,
     closed: AtomicUsize,
-    remotes: std::sync::OnceLock<Vec<Remote>>,
+    remotes: OnceLock<Vec<Remote>>,
 }
 
 impl Shared {
@@ -95,25 +65,11 @@ impl Shared {
             let _ = remote.post(());
         }
     }
-
-    fn stop_on_signal(self: &Arc<Self>, remotes: Vec<Remote>) -> Fallible<()> {
-        let _ = self.remotes.set(remotes);
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-        let shared = Arc::clone(self);
-        thread::spawn(move || {
-            if signals.forever().next().is_some() {
-                shared.stop();
-            }
-        });
-        Ok(())
-    }
 }
 
 /// One watcher and its loop.
 struct Server {
     watcher: Watcher,
-    listener: Conn,
     options: Options,
     shared: Arc<Shared>,
     thread: usize,
@@ -131,7 +87,6 @@ impl Server {
         watcher.accept((), listener)?;
         Ok(Server {
             watcher,
-            listener,
             options: options.clone(),
             shared: Arc::clone(shared),
             thread,
@@ -158,11 +113,11 @@ impl Server {
 
     fn handle(&mut self, result: OpResult) -> Fallible<()> {
         match result.operation {
-            Operation::Accept => match result.accepted() {
-                Some(conn) => self.read(conn)?,
-                None if result.is_last() => self.watcher.accept((), self.listener).map(drop)?,
-                None => eprintln!("echo: {:?}", result.error),
-            },
+            Operation::Accept => {
+                if let Some(conn) = common::accepted(&result)? {
+                    self.read(conn)?;
+                }
+            }
             Operation::Post => {}
             _ if result.error.is_some() || result.is_eof() => self.close(result.conn),
             Operation::Read => {
@@ -218,9 +173,10 @@ struct Options {
 impl Options {
     /// `None` asks for the usage.
     fn parse() -> Result<Option<Self>, lexopt::Error> {
+        use common::at_least_one;
         use lexopt::prelude::*;
         let mut options = Options {
-            addr: SocketAddr::from(([127, 0, 0, 1], 7000)),
+            addr: common::default_addr(),
             backend: Choice::Auto,
             threads: 1,
             stream: false,
@@ -233,7 +189,7 @@ impl Options {
         while let Some(arg) = args.next()? {
             match arg {
                 Long("addr") => options.addr = args.value()?.parse()?,
-                Long("backend") => options.backend = args.value()?.parse_with(backend)?,
+                Long("backend") => options.backend = args.value()?.parse_with(common::backend)?,
                 Long("threads") => options.threads = args.value()?.parse_with(at_least_one)?,
                 Long("mode") => {
                     options.stream = args.value()?.parse_with(|v| either(v, "once", "stream"))?;
@@ -251,23 +207,6 @@ impl Options {
             }
         }
         Ok(Some(options))
-    }
-}
-
-fn backend(name: &str) -> Result<Choice, String> {
-    match name {
-        "auto" => Ok(Choice::Auto),
-        "io_uring" => Ok(Choice::Only(BackendKind::IoUring)),
-        "epoll" => Ok(Choice::Only(BackendKind::Epoll)),
-        "kqueue" => Ok(Choice::Only(BackendKind::Kqueue)),
-        _ => Err("auto, io_uring, epoll or kqueue is expected".into()),
-    }
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("a number from 1 on is expected".into()),
-        Ok(number) => Ok(number),
     }
 }
 

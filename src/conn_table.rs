@@ -42,21 +42,28 @@ pub(crate) struct Queue {
     tail: u32,
     /// How many of the first requests a backend works on.
     pub(crate) in_flight: u16,
-    /// In the list of lanes to start.
-    pub(crate) dirty: bool,
-    /// In the list of reads that wait for a buffer.
-    pub(crate) starved: bool,
-    /// Its turn for a buffer has come: it need not wait behind the others.
-    pub(crate) served: bool,
+    pub(crate) stage: Stage,
 }
+
+/// In which list a lane waits, if nothing runs on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    None,
+    /// To be started.
+    Dirty,
+    /// For a swap buffer.
+    Starved,
+    /// To be started: its turn for a buffer has come, it need not wait behind the others.
+    Served,
+}
+
+const _: () = assert!(size_of::<ConnState>() <= 32);
 
 const EMPTY_QUEUE: Queue = Queue {
     head: NONE,
     tail: NONE,
     in_flight: 0,
-    dirty: false,
-    starved: false,
-    served: false,
+    stage: Stage::None,
 };
 
 const EMPTY_SLOT: ConnState = ConnState {

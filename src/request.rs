@@ -185,7 +185,8 @@ pub(crate) struct Pending<C> {
     pub(crate) context: C,
 }
 
-const _: () = assert!(size_of::<usize>() != 8 || size_of::<Pending<()>>() <= 88);
+const _: () = assert!(size_of::<usize>() != 8 || size_of::<Pending<()>>() <= 80);
+const _: () = assert!(size_of::<Option<Pending<()>>>() <= 80);
 
 /// All pending requests.
 #[derive(Debug)]

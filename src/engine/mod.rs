@@ -21,7 +21,7 @@ use gaio_backends::{
 
 use self::waiting::Waiting;
 use crate::conn::{Conn, ConnIds};
-use crate::conn_table::{ConnTable, Phase};
+use crate::conn_table::{ConnTable, Phase, Stage};
 use crate::deadlines::Deadlines;
 use crate::inbox::Message;
 use crate::request::{Held, OpId, OpIds, Order, Pending, Requests, What};
@@ -287,10 +287,10 @@ impl<C> Engine<C> {
     #[inline]
     fn mark_dirty(&mut self, slot: u32, lane: Lane) {
         if let Some(queue) = self.conns.lane_mut(slot, lane)
-            && !queue.dirty
+            && queue.stage == Stage::None
             && queue.in_flight == 0
         {
-            queue.dirty = true;
+            queue.stage = Stage::Dirty;
             self.dirty.push_back((slot, lane));
         }
     }

@@ -1,11 +1,16 @@
 //! Handing requests to the backend: the first of each lane that is idle; neighbouring writes
 //! together, in one vectored call.
 
+use std::collections::VecDeque;
+
 use gaio_backends::{Backend, Batch, Buffer, Error, Lane, Request, Selected};
 
 use super::Engine;
-use crate::conn_table::Phase;
+use crate::conn_table::{Phase, Stage};
 use crate::request::{Held, NONE, What};
+
+/// The list of lanes is kept at up to this length; longer ones are rare.
+const DIRTY_KEPT: usize = 4096;
 
 impl<C> Engine<C> {
     /// Starts what can be started, as far as the backend has room.
@@ -21,6 +26,9 @@ impl<C> Engine<C> {
             self.start_lane(backend, slot, lane);
             room -= 1;
         }
+        if self.dirty.is_empty() && self.dirty.capacity() > DIRTY_KEPT {
+            self.dirty = VecDeque::new();
+        }
     }
 
     fn start_lane(&mut self, backend: &mut Selected, slot: u32, lane: Lane) {
@@ -29,10 +37,13 @@ impl<C> Engine<C> {
         };
         let (phase, connecting) = (state.phase, state.connecting);
         let queue = state.lane_mut(lane);
-        queue.dirty = false;
+        let served = queue.stage == Stage::Served;
+        if queue.stage == Stage::Starved {
+            return;
+        }
+        queue.stage = Stage::None;
         let head = queue.head;
-        let busy = queue.in_flight > 0 || queue.starved;
-        if phase != Phase::Open || busy {
+        if phase != Phase::Open || queue.in_flight > 0 {
             return;
         }
         let Some(first) = self.requests.get_mut(head) else {
@@ -51,14 +62,14 @@ impl<C> Engine<C> {
                 return self.finish_with(head, result.map(|()| 0));
             }
             (What::ReadSwap, _) => {
-                if self.must_queue_for_buffer(slot) {
+                if self.must_queue_for_buffer(slot, served) {
                     return;
                 }
                 Request::ReadSwap
             }
             (What::ReadStream, Held::Credit(credit)) => {
                 let credit = credit.clone();
-                if self.must_queue_for_buffer(slot) {
+                if self.must_queue_for_buffer(slot, served) {
                     return;
                 }
                 Request::ReadStream(credit)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use gaio_backends::{Backend, Error, Lane, Pool, Selected};
 
 use super::Engine;
+use crate::conn_table::Stage;
 use crate::request::{Held, What};
 
 /// Descriptors can be freed anywhere in the process, unseen: try so often.
@@ -67,11 +68,7 @@ impl<C> Engine<C> {
     }
 
     /// A swap read may not overtake those that wait for a buffer. True if it now waits.
-    pub(super) fn must_queue_for_buffer(&mut self, slot: u32) -> bool {
-        let served = self
-            .conns
-            .lane_mut(slot, Lane::Read)
-            .is_some_and(|queue| std::mem::take(&mut queue.served));
+    pub(super) fn must_queue_for_buffer(&mut self, slot: u32, served: bool) -> bool {
         let must = self.has_starved() && !served;
         if must {
             self.queue_for_buffer(slot);
@@ -98,9 +95,9 @@ impl<C> Engine<C> {
 
     fn queue_for_buffer(&mut self, slot: u32) {
         if let Some(queue) = self.conns.lane_mut(slot, Lane::Read)
-            && !queue.starved
+            && queue.stage == Stage::None
         {
-            queue.starved = true;
+            queue.stage = Stage::Starved;
             self.waiting.starved_count += 1;
             self.waiting.starved.push_back(slot);
         }
@@ -115,7 +112,7 @@ impl<C> Engine<C> {
             waiting.starved.retain(|&slot| {
                 conns
                     .get(slot)
-                    .is_some_and(|state| state.lane(Lane::Read).starved)
+                    .is_some_and(|state| state.lane(Lane::Read).stage == Stage::Starved)
             });
         }
     }
@@ -124,9 +121,9 @@ impl<C> Engine<C> {
     pub(super) fn leave_starved(&mut self, slot: u32, lane: Lane, index: u32) {
         if let Some(queue) = self.conns.lane_mut(slot, lane)
             && queue.head == index
-            && queue.starved
+            && queue.stage == Stage::Starved
         {
-            queue.starved = false;
+            queue.stage = Stage::None;
             self.waiting.starved_count -= 1;
         }
     }
@@ -145,10 +142,10 @@ impl<C> Engine<C> {
             let Some(queue) = self.conns.lane_mut(slot, Lane::Read) else {
                 continue;
             };
-            if std::mem::take(&mut queue.starved) {
-                queue.served = true;
+            if queue.stage == Stage::Starved {
+                queue.stage = Stage::Served;
                 self.waiting.starved_count -= 1;
-                self.mark_dirty(slot, Lane::Read);
+                self.dirty.push_back((slot, Lane::Read));
                 count -= 1;
             }
         }

@@ -14,24 +14,24 @@ use crate::sys;
 pub(super) struct Cursor {
     pool: Pool,
     current: Option<Filling>,
-    /// What reads brought lately: a decaying maximum.
-    typical: usize,
-}
-
-/// What one read brought.
-pub(super) struct Taken {
-    /// The bytes; `None` at the end.
-    pub(super) lease: Option<SwapBuf>,
-    /// How many there was room for.
-    pub(super) asked: usize,
+    /// Bytes at the tail that the last read brought and nobody leased yet.
+    fresh: usize,
+    /// The smallest tail worth reading into: what reads typically bring (a decaying maximum),
+    /// within limits, so that large messages are rarely cut and small ones waste little at the
+    /// end of a block.
+    least: usize,
+    block_size: usize,
 }
 
 impl Cursor {
     pub(super) fn new(pool: Pool) -> Self {
+        let block_size = pool.block_size();
         Cursor {
             pool,
             current: None,
-            typical: 0,
+            fresh: 0,
+            least: block_size / 16,
+            block_size,
         }
     }
 
@@ -41,27 +41,23 @@ impl Cursor {
 
     /// Bytes that reads could take before the pool is dry.
     pub(super) fn room_bytes(&mut self) -> usize {
-        let least = self.least();
+        let least = self.least;
         // A block with too little left is of use only to the pool.
         self.current = self.current.take().filter(|filling| filling.left() >= least);
         let here = self.current.as_ref().map_or(0, Filling::left);
-        self.pool.blocks_available() * self.pool.block_size() + here
+        self.pool.blocks_available() * self.block_size + here
     }
 
-    /// Reads once; `ENOBUFS` if there is no memory to read into.
+    /// Reads once; returns how much came, and how much there was room for. `ENOBUFS` if there is
+    /// no memory to read into.
     #[inline]
-    pub(super) fn read(
-        &mut self,
-        fd: RawFd,
-        source: Source,
-        credit: Option<&Credit>,
-    ) -> Result<Taken, Errno> {
-        let least = self.least();
+    pub(super) fn read(&mut self, fd: RawFd, source: Source) -> Result<(usize, usize), Errno> {
         let filling = match &mut self.current {
-            Some(filling) if filling.left() >= least => filling,
+            Some(filling) if filling.left() >= self.least => filling,
             current => next_block(current, &self.pool).ok_or(Errno(libc::ENOBUFS))?,
         };
         let (at, asked) = filling.tail();
+        self.fresh = 0;
         let len = sys::uninterrupted(|| {
             // SAFETY: `at` is the start of `asked` bytes that belong to `filling` alone.
             unsafe {
@@ -71,21 +67,22 @@ impl Cursor {
                 }
             }
         })?;
-        self.typical = len.max(self.typical - self.typical / 16);
-        let lease = (len > 0).then(|| {
-            // SAFETY: the call has just written `len` bytes at the tail; the filling moves past
-            // them with this lease and has no other writer.
-            unsafe { filling.lease(len, credit) }
-        });
-        Ok(Taken { lease, asked })
+        self.fresh = len;
+        let typical = len.max(self.least - self.least / 16);
+        self.least = typical.min(self.block_size / 2).max(self.block_size / 16);
+        Ok((len, asked))
     }
 
-    /// The smallest tail worth reading into: what reads typically bring, within limits, so that
-    /// large messages are rarely cut and small ones waste little at the end of a block.
+    /// The bytes of the last read, once; `None` if there are none.
     #[inline]
-    fn least(&self) -> usize {
-        let size = self.pool.block_size();
-        self.typical.clamp(size / 16, size / 2).max(1)
+    pub(super) fn lease(&mut self, credit: Option<&Credit>) -> Option<SwapBuf> {
+        let len = std::mem::take(&mut self.fresh);
+        let filling = self.current.as_mut().filter(|_| len > 0)?;
+        // SAFETY: the last read wrote `len` bytes at the tail of the current block, which did not
+        // move since: only `read` and `room_bytes` change it, the first sets `fresh` anew, the
+        // second is followed by no lease of the block it drops. The filling moves past the bytes
+        // and has no other writer.
+        Some(unsafe { filling.lease(len, credit) })
     }
 }
 

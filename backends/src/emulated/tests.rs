@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::epoll::Epoll;
 use super::*;
-use crate::{Address, Batch, Buffer, Credit, Interest, Payload, SwapBuf};
+use crate::{Address, Batch, Buffer, Completion, Credit, Interest, Payload, SwapBuf};
 
 const BLOCK: usize = 4096;
 
