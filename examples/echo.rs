@@ -1,5 +1,7 @@
 //! An echo server: whatever a client sends comes back. Talk to it with `nc 127.0.0.1 7000`.
 
+#![allow(clippy::print_stdout)]
+
 mod common;
 
 use std::net::{SocketAddr, TcpListener};

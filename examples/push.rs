@@ -1,6 +1,8 @@
 //! A push server: every client gets one line a second, the same bytes for all of them. A client
 //! that falls too far behind is dropped, and nobody waits for it. Listen with `nc 127.0.0.1 7000`.
 
+#![allow(clippy::print_stderr)]
+
 mod common;
 
 use std::collections::HashMap;

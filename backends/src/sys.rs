@@ -25,7 +25,6 @@ pub(crate) fn check(returned: libc::c_int) -> Result<libc::c_int, Errno> {
     }
 }
 
-#[inline]
 fn timespec(duration: Duration) -> libc::timespec {
     libc::timespec {
         tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
@@ -33,6 +32,7 @@ fn timespec(duration: Duration) -> libc::timespec {
     }
 }
 
+#[inline]
 fn check_len(returned: isize) -> Result<usize, Errno> {
     usize::try_from(returned).map_err(|_| Errno::last())
 }

@@ -41,29 +41,54 @@ impl Engine {
 
     #[inline]
     fn read_swap(&mut self, slot: u32, sink: &mut impl Sink) {
-        match self.take(slot) {
-            Some(Ok(Some(lease))) => {
-                if let Some(entry) = self.slots.get_mut(slot as usize) {
-                    entry.set_op(Lane::Read, Op::Idle);
-                }
-                sink.complete(leased(slot, lease, false));
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        self.counts.reads += 1;
+        let result = match self.cursor.read(entry.fd(), entry.source()) {
+            Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
+            Err(errno) => Err(errno),
+            Ok((len, asked)) => {
+                entry.learn(Lane::Read, len, asked);
+                Ok(len)
             }
-            Some(Ok(None)) => self.finish(slot, Lane::Read, Ok(0), sink),
-            Some(Err(errno)) => self.finish(slot, Lane::Read, Err(errno), sink),
-            None => {}
-        }
+        };
+        entry.set_op(Lane::Read, Op::Idle);
+        sink.complete(Completion {
+            slot,
+            lane: Lane::Read,
+            more: false,
+            result,
+            payload: leased(self.cursor.lease(None)),
+        });
     }
 
     fn read_stream(&mut self, slot: u32, sink: &mut impl Sink) {
         for _ in 0..READS_PER_TURN {
-            match self.take(slot) {
-                Some(Ok(Some(lease))) => sink.complete(leased(slot, lease, true)),
-                Some(Ok(None)) => return self.finish(slot, Lane::Read, Ok(0), sink),
-                Some(Err(errno)) => return self.finish(slot, Lane::Read, Err(errno), sink),
-                None => return,
-            }
-            let entry = self.slots.get(slot as usize);
-            if !entry.is_some_and(|entry| entry.can_run(Lane::Read)) {
+            let Some(entry) = self.slots.get_mut(slot as usize) else {
+                return;
+            };
+            self.counts.reads += 1;
+            let (len, asked) = match self.cursor.read(entry.fd(), entry.source()) {
+                Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
+                Err(errno) => return self.finish(slot, Lane::Read, Err(errno), sink),
+                Ok((0, _)) => return self.finish(slot, Lane::Read, Ok(0), sink),
+                Ok(taken) => taken,
+            };
+            entry.learn(Lane::Read, len, asked);
+            let drained = !entry.can_run(Lane::Read);
+            let credit = match self.cargo.get(entry.cargo(Lane::Read) as usize) {
+                Some(Cargo::Credit(credit)) => Some(credit),
+                _ => None,
+            };
+            sink.complete(Completion {
+                slot,
+                lane: Lane::Read,
+                more: true,
+                result: Ok(len),
+                payload: leased(self.cursor.lease(credit)),
+            });
+            if drained {
                 return;
             }
             if !sink.wants_more() {
@@ -71,29 +96,6 @@ impl Engine {
             }
         }
         self.enqueue(slot, Lane::Read);
-    }
-
-    /// One read into a swap buffer: bytes, the end, an error, or `None`: it has to wait.
-    #[inline]
-    fn take(&mut self, slot: u32) -> Option<Result<Option<SwapBuf>, Errno>> {
-        let entry = self.slots.get_mut(slot as usize)?;
-        let credit = match self.cargo.get(entry.cargo(Lane::Read) as usize) {
-            Some(Cargo::Credit(credit)) => Some(credit),
-            _ => None,
-        };
-        self.counts.reads += 1;
-        match self.cursor.read(entry.fd(), entry.source(), credit) {
-            Ok(taken) => {
-                let len = taken.lease.as_ref().map_or(0, |lease| lease.len());
-                entry.learn(Lane::Read, len, taken.asked);
-                Some(Ok(taken.lease))
-            }
-            Err(Errno(libc::EAGAIN)) => {
-                entry.flags.clear(Flags::READABLE);
-                None
-            }
-            Err(errno) => Some(Err(errno)),
-        }
     }
 
     fn read_own(&mut self, slot: u32, sink: &mut impl Sink) {
@@ -132,11 +134,7 @@ impl Engine {
         let (written, asked) = match self.cargo.get_mut(entry.cargo(Lane::Write) as usize) {
             Some(Cargo::Buffer { buffer, from }) => {
                 let rest = buffer.get(*from..).unwrap_or_default();
-                let written = match source {
-                    Source::Socket => sys::send(fd, rest),
-                    Source::File => sys::write(fd, rest),
-                };
-                (written, rest.len())
+                (source.write(fd, rest), rest.len())
             }
             Some(Cargo::Batch(batch)) => {
                 let written = match source {
@@ -151,8 +149,6 @@ impl Engine {
             Err(Errno(libc::EAGAIN)) => entry.flags.clear(Flags::WRITABLE),
             Err(Errno(libc::ENOBUFS | libc::ENOMEM)) => self.retry_later(slot),
             _ => {
-                // One call has its limit: less than all can be all that it takes.
-                let asked = asked.min(sys::TRANSFER_MAX);
                 entry.learn(Lane::Write, written.unwrap_or(0), asked);
                 self.finish(slot, Lane::Write, written, sink);
             }
@@ -288,14 +284,8 @@ impl Engine {
 }
 
 #[inline]
-fn leased(slot: u32, lease: SwapBuf, more: bool) -> Completion {
-    Completion {
-        slot,
-        lane: Lane::Read,
-        more,
-        result: Ok(lease.len()),
-        payload: Payload::Buffer(Buffer::from(lease)),
-    }
+fn leased(lease: Option<SwapBuf>) -> Payload {
+    lease.map_or(Payload::None, |lease| Payload::Buffer(Buffer::from(lease)))
 }
 
 /// Whether an error of `accept(2)` is the fate of one connection, or of the network behind it,

@@ -16,10 +16,11 @@ pub(super) struct Cursor {
     current: Option<Filling>,
     /// Bytes at the tail that the last read brought and nobody leased yet.
     fresh: usize,
-    /// The smallest tail worth reading into: what reads typically bring (a decaying maximum),
-    /// within limits, so that large messages are rarely cut and small ones waste little at the
-    /// end of a block.
+    /// The smallest tail worth reading into: what reads typically bring, within limits, so that
+    /// large messages are rarely cut and small ones waste little at the end of a block.
     least: usize,
+    /// The most that one read brought into the current block.
+    largest: usize,
     block_size: usize,
 }
 
@@ -30,7 +31,8 @@ impl Cursor {
             pool,
             current: None,
             fresh: 0,
-            least: block_size / 16,
+            least: smallest(block_size),
+            largest: 0,
             block_size,
         }
     }
@@ -42,8 +44,12 @@ impl Cursor {
     /// Bytes that reads could take before the pool is dry.
     pub(super) fn room_bytes(&mut self) -> usize {
         let least = self.least;
+        self.fresh = 0;
         // A block with too little left is of use only to the pool.
-        self.current = self.current.take().filter(|filling| filling.left() >= least);
+        self.current = self
+            .current
+            .take()
+            .filter(|filling| filling.left() >= least);
         let here = self.current.as_ref().map_or(0, Filling::left);
         self.pool.blocks_available() * self.block_size + here
     }
@@ -52,12 +58,12 @@ impl Cursor {
     /// no memory to read into.
     #[inline]
     pub(super) fn read(&mut self, fd: RawFd, source: Source) -> Result<(usize, usize), Errno> {
+        self.fresh = 0;
         let filling = match &mut self.current {
             Some(filling) if filling.left() >= self.least => filling,
-            current => next_block(current, &self.pool).ok_or(Errno(libc::ENOBUFS))?,
+            _ => self.advance().ok_or(Errno(libc::ENOBUFS))?,
         };
         let (at, asked) = filling.tail();
-        self.fresh = 0;
         let len = sys::uninterrupted(|| {
             // SAFETY: `at` is the start of `asked` bytes that belong to `filling` alone.
             unsafe {
@@ -68,8 +74,7 @@ impl Cursor {
             }
         })?;
         self.fresh = len;
-        let typical = len.max(self.least - self.least / 16);
-        self.least = typical.min(self.block_size / 2).max(self.block_size / 16);
+        self.largest = self.largest.max(len);
         Ok((len, asked))
     }
 
@@ -78,18 +83,26 @@ impl Cursor {
     pub(super) fn lease(&mut self, credit: Option<&Credit>) -> Option<SwapBuf> {
         let len = std::mem::take(&mut self.fresh);
         let filling = self.current.as_mut().filter(|_| len > 0)?;
-        // SAFETY: the last read wrote `len` bytes at the tail of the current block, which did not
-        // move since: only `read` and `room_bytes` change it, the first sets `fresh` anew, the
-        // second is followed by no lease of the block it drops. The filling moves past the bytes
-        // and has no other writer.
+        // SAFETY: the last read wrote `len` bytes at the tail of the current block. Both are as it
+        // left them: whatever changes the block or its tail sets `fresh` to zero. The filling
+        // moves past the bytes with this lease, and has no other writer.
         Some(unsafe { filling.lease(len, credit) })
+    }
+
+    /// Goes to a fresh block. The old one goes back first: it may be the one that comes next.
+    #[cold]
+    fn advance(&mut self) -> Option<&mut Filling> {
+        let typical = std::mem::take(&mut self.largest).max(self.least / 2);
+        self.least = typical
+            .min(self.block_size / 2)
+            .max(smallest(self.block_size));
+        self.current = None;
+        self.current = self.pool.checkout();
+        self.current.as_mut()
     }
 }
 
-/// Goes to a fresh block. The old one goes back first: it may be the one that comes next.
-#[cold]
-fn next_block<'a>(current: &'a mut Option<Filling>, pool: &Pool) -> Option<&'a mut Filling> {
-    *current = None;
-    *current = pool.checkout();
-    current.as_mut()
+/// The least that `Cursor::least` gets: a sixteenth of a block may stay unused.
+fn smallest(block_size: usize) -> usize {
+    (block_size / 16).max(1)
 }

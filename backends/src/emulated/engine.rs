@@ -12,9 +12,10 @@ use super::cursor::Cursor;
 use super::poller::Readiness;
 use super::retries::Retries;
 use super::slot::{Cargo, Flags, Op, Slot, reach, stow};
+use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::swap::Pool;
-use crate::{Completion, Counts, Lane, Payload, Request, Sink, sys};
+use crate::{Address, Completion, Counts, Lane, Payload, Request, Sink, sys};
 
 /// The place of no cargo.
 const NOWHERE: u32 = u32::MAX;
@@ -38,6 +39,7 @@ pub(super) struct Engine {
 struct Done(VecDeque<Completion>);
 
 impl Sink for Done {
+    #[inline]
     fn complete(&mut self, completion: Completion) {
         self.0.push_back(completion);
     }
@@ -85,42 +87,92 @@ impl Engine {
         Some((socket, flags))
     }
 
-    /// Records an operation. It runs in the next turn if its lane is thought ready, else when an
-    /// event says so.
+    /// Takes an operation. It runs at once or in the next turn if its lane is thought ready, else
+    /// when an event says so.
     #[inline]
     pub(super) fn start(&mut self, slot: u32, lane: Lane, request: Request) {
-        let cargo = &mut self.cargo;
-        let (op, place) = match request {
-            Request::ReadSwap => (Op::ReadSwap, NOWHERE),
-            Request::ReadStream(credit) => (Op::ReadStream, stow(cargo, Cargo::Credit(credit))),
+        match request {
+            Request::ReadSwap => self.record(slot, lane, Op::ReadSwap, NOWHERE),
+            Request::Write { buffer, from } => self.start_write(slot, buffer, from),
             Request::Read { buffer, from } => {
-                (Op::Read, stow(cargo, Cargo::Buffer { buffer, from }))
+                self.load(slot, lane, Op::Read, Cargo::Buffer { buffer, from });
             }
-            Request::Write { buffer, from } => {
-                (Op::Write, stow(cargo, Cargo::Buffer { buffer, from }))
+            Request::WriteBatch(batch) => self.load(slot, lane, Op::Write, Cargo::Batch(batch)),
+            Request::ReadStream(credit) => {
+                self.load(slot, lane, Op::ReadStream, Cargo::Credit(credit));
             }
-            Request::WriteBatch(batch) => (Op::Write, stow(cargo, Cargo::Batch(batch))),
-            Request::Accept => (Op::Accept, NOWHERE),
-            Request::AcceptStream => (Op::AcceptStream, NOWHERE),
-            Request::Connect(address) => match address.to_raw() {
-                Ok(raw) => (Op::Connect, stow(cargo, Cargo::Address(Box::new(raw)))),
-                Err(errno) => return self.done.complete(failed(slot, lane, errno)),
-            },
-            Request::Ready(_) => (Op::Ready, NOWHERE),
-        };
+            Request::Accept => self.record(slot, lane, Op::Accept, NOWHERE),
+            Request::AcceptStream => self.record(slot, lane, Op::AcceptStream, NOWHERE),
+            Request::Connect(address) => self.start_connect(slot, lane, &address),
+            Request::Ready(_) => self.start_regardless(slot, lane, Op::Ready, NOWHERE),
+        }
+    }
+
+    #[cold]
+    fn start_connect(&mut self, slot: u32, lane: Lane, to: &Address) {
+        match to.to_raw() {
+            Ok(raw) => {
+                let place = stow(&mut self.cargo, Cargo::Address(Box::new(raw)));
+                self.start_regardless(slot, lane, Op::Connect, place);
+            }
+            Err(errno) => self.done.complete(failed(slot, lane, errno)),
+        }
+    }
+
+    /// For operations that find out by themselves, whatever is known.
+    fn start_regardless(&mut self, slot: u32, lane: Lane, op: Op, place: u32) {
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            entry.flags.set(Flags::ready(lane));
+        }
+        self.record(slot, lane, op, place);
+    }
+
+    fn load(&mut self, slot: u32, lane: Lane, op: Op, cargo: Cargo) {
+        let place = stow(&mut self.cargo, cargo);
+        self.record(slot, lane, op, place);
+    }
+
+    /// Puts an operation on its lane, and in the queue if it can run.
+    #[inline]
+    fn record(&mut self, slot: u32, lane: Lane, op: Op, place: u32) {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             debug_assert!(false, "slot {slot} was never attached");
             return;
         };
         debug_assert_eq!(entry.op(lane), Op::Idle, "{lane:?} of slot {slot} is busy");
         entry.load(lane, op, place);
-        if matches!(op, Op::Connect | Op::Ready) {
-            // These find out by themselves, whatever is known.
-            entry.flags.set(Flags::ready(lane));
-        }
-        if entry.can_run(lane) {
+        if entry.flags.has(Flags::ready(lane)) {
             self.enqueue(slot, lane);
         }
+    }
+
+    /// Writes at once what will not wait, by far the most common case: recording it first and
+    /// doing it in the next turn would cost as much again.
+    #[inline]
+    fn start_write(&mut self, slot: u32, buffer: Buffer, from: usize) {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            debug_assert!(false, "slot {slot} was never attached");
+            return;
+        };
+        if entry.flags.has(Flags::WRITABLE) {
+            let rest = buffer.get(from..).unwrap_or_default();
+            self.counts.writes += 1;
+            match entry.source().write(entry.fd(), rest) {
+                // The next turn finds out how to wait.
+                Err(Errno(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM)) => {}
+                written => {
+                    entry.learn(Lane::Write, written.unwrap_or(0), rest.len());
+                    return self.done.complete(Completion {
+                        slot,
+                        lane: Lane::Write,
+                        more: false,
+                        result: written,
+                        payload: Payload::Buffer(buffer),
+                    });
+                }
+            }
+        }
+        self.load(slot, Lane::Write, Op::Write, Cargo::Buffer { buffer, from });
     }
 
     /// Ends an operation, after a last attempt if it is to have one.
@@ -199,15 +251,7 @@ impl Engine {
         if entry.generation != generation {
             return;
         }
-        if readiness.beyond_data {
-            entry.flags.set(Flags::DOUBT);
-        }
-        if readiness.readable {
-            entry.flags.set(Flags::READABLE);
-        }
-        if readiness.writable {
-            entry.flags.set(Flags::WRITABLE);
-        }
+        entry.flags.set(Flags::from_event(readiness));
         let read = readiness.readable && entry.can_run(Lane::Read);
         let write = readiness.writable && entry.can_run(Lane::Write);
         if read {

@@ -7,10 +7,13 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use slab::Slab;
 use socket2::SockAddr;
 
+use super::poller::Readiness;
 use crate::batch::Batch;
 use crate::buffer::Buffer;
+use crate::error::Errno;
 use crate::slots::{reserve_gently, reserve_slab_gently};
 use crate::swap::Credit;
+use crate::sys::{self, TRANSFER_MAX};
 use crate::{Lane, Payload};
 
 /// One place of the table, taken or not.
@@ -63,6 +66,17 @@ pub(super) enum Source {
     File,
 }
 
+impl Source {
+    /// Writes once, without blocking.
+    #[inline]
+    pub(super) fn write(self, fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
+        match self {
+            Source::Socket => sys::send(fd, bytes),
+            Source::File => sys::write(fd, bytes),
+        }
+    }
+}
+
 /// A set of facts about a slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Flags(u16);
@@ -72,11 +86,11 @@ impl Flags {
     pub(super) const READABLE: Flags = Flags(1);
     pub(super) const WRITABLE: Flags = Flags(1 << 1);
     /// The lane is in the queue. Belongs to the queue's entry, so it outlives the socket.
-    const QUEUED: Flags = Flags(1 << 2);
+    const QUEUED: Flags = Flags(1 << 3);
     /// A retry of the write lane is planned. Outlives the socket, too.
     pub(super) const RETRYING: Flags = Flags(1 << 6);
     /// A short transfer does not prove that nothing is left.
-    pub(super) const DOUBT: Flags = Flags(1 << 7);
+    pub(super) const DOUBT: Flags = Flags(1 << 2);
     /// Not a socket.
     pub(super) const FILE: Flags = Flags(1 << 8);
     /// Came in blocking mode and goes back in it.
@@ -94,6 +108,15 @@ impl Flags {
     #[inline]
     pub(super) fn queued(lane: Lane) -> Flags {
         Flags(Flags::QUEUED.0 << lane as u8)
+    }
+
+    /// What an event says.
+    #[inline]
+    pub(super) fn from_event(readiness: Readiness) -> Flags {
+        let readable = u16::from(readiness.readable) * Flags::READABLE.0;
+        let writable = u16::from(readiness.writable) * Flags::WRITABLE.0;
+        let doubt = u16::from(readiness.beyond_data) * Flags::DOUBT.0;
+        Flags(readable | writable | doubt)
     }
 
     #[inline]
@@ -170,11 +193,11 @@ impl Slot {
         self.flags.has(Flags::ready(lane)) && self.op(lane) != Op::Idle
     }
 
-    /// Learns from a transfer of `len` bytes where `asked` were possible. Less means that
-    /// nothing is left, and that the next change makes an event.
+    /// Learns from a transfer of `len` bytes where `asked` were possible. Less (but not because one
+    /// call has its limit) means that nothing is left, and that the next change makes an event.
     #[inline]
     pub(super) fn learn(&mut self, lane: Lane, len: usize, asked: usize) {
-        if len < asked && len > 0 && !self.flags.has(Flags::DOUBT) {
+        if len < asked.min(TRANSFER_MAX) && len > 0 && !self.flags.has(Flags::DOUBT) {
             self.flags.clear(Flags::ready(lane));
         }
     }

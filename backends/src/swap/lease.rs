@@ -39,6 +39,7 @@ unsafe impl Sync for SwapBuf {}
 impl SwapBuf {
     /// # Safety
     /// `at..at + len` of the block was written and stays so; the caller counted this lease.
+    #[inline]
     pub(super) unsafe fn cut(
         block: NonNull<Block>,
         at: usize,

@@ -211,6 +211,7 @@ impl fmt::Debug for Pool {
 
 impl Filling {
     /// Where the kernel may write next, and how much. The memory is not initialised.
+    #[inline]
     pub fn tail(&mut self) -> (*mut u8, usize) {
         // SAFETY: `used <= size`, the size of the allocation behind `data`.
         let at = unsafe { self.block.as_ref().data.as_ptr().add(self.used) };
@@ -223,6 +224,7 @@ impl Filling {
     }
 
     /// Bytes that are not used yet.
+    #[inline]
     pub fn left(&self) -> usize {
         self.size - self.used
     }
@@ -232,6 +234,7 @@ impl Filling {
     /// # Safety
     /// The first `len` bytes of [`tail`](Filling::tail) were written, and nobody will write to
     /// them again while the lease lives.
+    #[inline]
     pub unsafe fn lease(&mut self, len: usize, credit: Option<&Credit>) -> SwapBuf {
         debug_assert!(len <= self.left());
         let at = self.used;
