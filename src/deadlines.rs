@@ -169,7 +169,7 @@ mod tests {
             expected.push((at, request));
         }
         expected.retain(|&(_, request)| {
-            let keep = scramble(&mut seed) % 3 != 0;
+            let keep = !scramble(&mut seed).is_multiple_of(3);
             if !keep {
                 deadlines.remove(request);
             }
@@ -180,7 +180,9 @@ mod tests {
             assert_eq!(deadlines.next(), Some(at));
             assert_eq!(deadlines.pop_due(at - Duration::from_nanos(1)), None);
             let popped = deadlines.pop_due(at).map(|r| r as usize);
-            let known = expected.iter().any(|&(t, r)| t == at && Some(r as usize) == popped);
+            let known = expected
+                .iter()
+                .any(|&(t, r)| t == at && Some(r as usize) == popped);
             assert!(known, "{popped:?} was not due at {at:?}");
         }
         assert!(deadlines.is_empty());

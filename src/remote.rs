@@ -63,11 +63,9 @@ impl<C> Remote<C> {
             let error = Error::os(Doing::Delegate, Errno::TABLE_FULL);
             return Err(Rejected::new(error, socket));
         };
-        let sent = self.inbox.send(socket, |_, socket| Message::Delegate {
-            conn,
-            socket,
-            kind,
-        });
+        let sent = self
+            .inbox
+            .send(socket, |_, socket| Message::Delegate { conn, socket, kind });
         match sent {
             Ok(_) => Ok(conn),
             Err(socket) => Err(Rejected::new(closed(Doing::Delegate), socket)),

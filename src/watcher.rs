@@ -424,9 +424,8 @@ impl<C> Watcher<C> {
         } else {
             self.engine.timer(order)
         };
-        accepted.map_err(|(kind, order)| {
-            Rejected::new(Error::new(Doing::Timer, kind), order.context)
-        })
+        accepted
+            .map_err(|(kind, order)| Rejected::new(Error::new(Doing::Timer, kind), order.context))
     }
 
     #[inline]
@@ -611,9 +610,8 @@ impl<C> Watcher<C> {
 
     /// How long this round may sleep: not if there is something to do.
     fn patience(&self, limit: Until) -> Until {
-        let has_work = !self.engine.out.is_empty()
-            || self.engine.has_dirty()
-            || self.engine.is_over();
+        let has_work =
+            !self.engine.out.is_empty() || self.engine.has_dirty() || self.engine.is_over();
         if has_work || limit == Until::Now {
             return Until::Now;
         }

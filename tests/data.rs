@@ -8,6 +8,8 @@ mod common;
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -355,6 +357,51 @@ backends! {
         assert_eq!(refused.into_inner(), (name("refused"), Some(vec![7; 3])));
         left.extend(close_and_collect(&mut watcher));
         assert_eq!(sorted_contexts(left), ["accept", "full", "queued", "read"]);
+    }
+
+    /// A read ends where descriptors were passed along, shorter than there are bytes: what
+    /// follows must not wait for more to come.
+    fn unix_bytes_behind_descriptors(kind: BackendKind) {
+        let mut watcher = watcher(kind);
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let conn = watcher.delegate(ours).unwrap();
+        for _ in 0..10 {
+            send_with_descriptor(&peer, b"one");
+            peer.write_all(b"two").unwrap();
+            let mut got = Vec::new();
+            while got.len() < 6 {
+                watcher.read((), conn, None).unwrap();
+                got.extend_from_slice(next(&mut watcher).data());
+            }
+            assert_eq!(got, b"onetwo");
+        }
+    }
+}
+
+/// Sends bytes on a Unix socket together with a copy of its own descriptor.
+fn send_with_descriptor(socket: &UnixStream, bytes: &[u8]) {
+    // SAFETY: the header names memory that lives through the call; the control buffer is large
+    // enough for one descriptor, and aligned as its words are.
+    unsafe {
+        let mut data = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut control = [0u64; 8];
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut data;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header)
+            .cast::<i32>()
+            .write_unaligned(socket.as_raw_fd());
+        let sent = libc::sendmsg(socket.as_raw_fd(), &raw const message, 0);
+        assert_eq!(sent, bytes.len() as isize);
     }
 }
 

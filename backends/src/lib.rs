@@ -19,8 +19,8 @@ pub mod buffer;
 pub mod emulated;
 mod error;
 mod nest;
-mod sink;
 pub mod select;
+mod sink;
 mod slots;
 pub mod swap;
 mod sys;
@@ -38,8 +38,8 @@ pub use batch::Batch;
 pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Result};
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
-pub use sink::Sink;
 use sink::Counting;
+pub use sink::Sink;
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
@@ -93,7 +93,8 @@ pub trait Backend {
     /// How many more operations can be started before the next [`wait`](Backend::wait).
     fn room(&self) -> usize;
 
-    /// Starts an operation. Failures come as its completion.
+    /// Starts an operation; comes shortly before a `wait`. A backend may do its work right here,
+    /// if that does not block. Success and failure come as its completion.
     fn start(&mut self, slot: u32, lane: Lane, request: Request);
 
     /// Ends the operation of a lane early. With a last try it is attempted once more, or for the
@@ -218,7 +219,7 @@ pub enum Request {
     /// Accept until cancelled.
     AcceptStream,
     /// Connect.
-    Connect(Address),
+    Connect(Box<Address>),
     /// Wait until the socket is ready, transfer nothing.
     Ready(Interest),
 }

@@ -250,6 +250,11 @@ pub(crate) fn poll_events(interest: Interest) -> libc::c_short {
     }
 }
 
+/// Whether a socket is a Unix domain socket.
+pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(SockRef::from(&fd).domain()? == socket2::Domain::UNIX)
+}
+
 /// What a descriptor is. `None`: nothing that can be waited for.
 ///
 /// # Errors

@@ -1,8 +1,6 @@
 //! What a completion means: a result, a further attempt, or a wait for something.
 
-use gaio_backends::{
-    Completion, Errno, Error, ErrorKind, Lane, Payload, Selected, SocketKind,
-};
+use gaio_backends::{Completion, Errno, Error, ErrorKind, Lane, Payload, Selected, SocketKind};
 use std::os::fd::OwnedFd;
 
 use super::Engine;
@@ -126,12 +124,7 @@ impl<C> Engine<C> {
         }
     }
 
-    fn filled(
-        &mut self,
-        index: u32,
-        result: Result<usize, Errno>,
-        payload: Payload,
-    ) {
+    fn filled(&mut self, index: u32, result: Result<usize, Errno>, payload: Payload) {
         let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
@@ -154,12 +147,7 @@ impl<C> Engine<C> {
         }
     }
 
-    fn wrote(
-        &mut self,
-        index: u32,
-        result: Result<usize, Errno>,
-        payload: Payload,
-    ) {
+    fn wrote(&mut self, index: u32, result: Result<usize, Errno>, payload: Payload) {
         let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
@@ -352,9 +340,10 @@ impl<C> Engine<C> {
             return self.fail(index, errno);
         }
         let error = Error::os(pending.what.doing(), errno);
-        let told = self.conns.get_mut(slot).is_some_and(|state| {
-            std::mem::replace(&mut state.out_of_descriptors, true)
-        });
+        let told = self
+            .conns
+            .get_mut(slot)
+            .is_some_and(|state| std::mem::replace(&mut state.out_of_descriptors, true));
         if !told {
             self.emit_step(index, Some(error), None, Payload::None, 0);
         }
@@ -383,7 +372,9 @@ impl<C> Engine<C> {
             Err(errno) if errno.is_out_of_buffers() && !self.is_over_window(index) => {
                 self.starve(slot, index);
             }
-            Err(errno) if errno.is_out_of_buffers() || errno.is_interruption() => self.resume_or_park(slot, index),
+            Err(errno) if errno.is_out_of_buffers() || errno.is_interruption() => {
+                self.resume_or_park(slot, index)
+            }
             Err(errno) => self.fail(index, errno),
         }
     }

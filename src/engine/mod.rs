@@ -15,9 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gaio_backends::{
-    Backend, Batch, Doing, Errno, Error, ErrorKind, Lane, Selected, SocketKind,
-};
+use gaio_backends::{Backend, Batch, Doing, Errno, Error, ErrorKind, Lane, Selected, SocketKind};
 
 use self::waiting::Waiting;
 use crate::conn::{Conn, ConnIds};
@@ -39,6 +37,10 @@ pub(crate) struct Engine<C> {
     dirty: VecDeque<(u32, Lane)>,
     waiting: Waiting,
     /// Empty batches, kept for the next vectored write.
+    #[expect(
+        clippy::vec_box,
+        reason = "the boxes travel; the kernel has their address"
+    )]
     batches: Vec<Box<Batch>>,
     /// Results on their way out.
     pub(crate) out: VecDeque<OpResult<C>>,
@@ -91,8 +93,7 @@ impl<C> Engine<C> {
     #[inline]
     pub(crate) fn is_open(&self, conn: Conn) -> bool {
         self.conns.get(conn.slot()).is_some_and(|state| {
-            state.phase == Phase::Open
-                && self.ids.conn(conn.slot(), state.generation) == conn
+            state.phase == Phase::Open && self.ids.conn(conn.slot(), state.generation) == conn
         })
     }
 
@@ -151,9 +152,7 @@ impl<C> Engine<C> {
         }
         let needs_bytes = matches!(order.what, What::Read | What::ReadFull | What::Write);
         match &order.held {
-            Held::Buffer(buffer) if needs_bytes && buffer.is_empty() => {
-                Err(ErrorKind::EmptyBuffer)
-            }
+            Held::Buffer(buffer) if needs_bytes && buffer.is_empty() => Err(ErrorKind::EmptyBuffer),
             _ => Ok(()),
         }
     }

@@ -81,7 +81,7 @@ impl<C> Engine<C> {
             (What::Write, Held::Buffer(_)) => return self.start_writes(backend, slot, head),
             (What::Accept, _) => Request::AcceptStream,
             (What::AcceptOne, _) => Request::Accept,
-            (What::Connect, Held::Address(to)) => Request::Connect((**to).clone()),
+            (What::Connect, Held::Address(to)) => Request::Connect(to.clone()),
             (What::Ready(interest), _) => Request::Ready(interest),
             // What a request holds is decided where it is made.
             _ => return,

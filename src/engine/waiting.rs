@@ -167,12 +167,7 @@ impl<C> Engine<C> {
     }
 
     /// A stream over its window stops taking in more.
-    pub(super) fn pause_if_over_window(
-        &mut self,
-        backend: &mut Selected,
-        slot: u32,
-        index: u32,
-    ) {
+    pub(super) fn pause_if_over_window(&mut self, backend: &mut Selected, slot: u32, index: u32) {
         let over = self.is_over_window(index);
         if let Some(pending) = self.requests.get_mut(index)
             && over
@@ -211,10 +206,12 @@ impl<C> Engine<C> {
         }
         let mut paused = std::mem::take(&mut self.waiting.paused);
         paused.retain(|&slot| {
-            let head = self.conns.get(slot).map(|state| state.lane(Lane::Read).head);
+            let head = self
+                .conns
+                .get(slot)
+                .map(|state| state.lane(Lane::Read).head);
             let stream = head.and_then(|head| self.requests.get(head));
-            let Some(stream) = stream.filter(|p| p.what == What::ReadStream && !p.in_flight)
-            else {
+            let Some(stream) = stream.filter(|p| p.what == What::ReadStream && !p.in_flight) else {
                 return false;
             };
             let Held::Credit(credit) = &stream.held else {

@@ -547,7 +547,7 @@ fn drop_restores_blocking_mode() {
 }
 
 fn connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) -> Completion {
-    rig.start(slot, Lane::Write, Request::Connect(to.into()));
+    rig.start(slot, Lane::Write, Request::Connect(Box::new(to.into())));
     rig.one()
 }
 
@@ -624,7 +624,7 @@ fn connect_to_a_full_unix_backlog_is_retried() {
         rig.attach(slot, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
     }
     assert_eq!(connect(&mut rig, 0, to.clone()).result, Ok(0));
-    rig.start(1, Lane::Write, Request::Connect(to));
+    rig.start(1, Lane::Write, Request::Connect(Box::new(to)));
     rig.quiet();
     let waits = rig.backend.counts().waits;
     for _ in 0..4 {

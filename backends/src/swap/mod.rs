@@ -296,10 +296,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let layout = block_layout(self.block_size);
-        let state = self
-            .state
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         for block in state.all.drain(..) {
             // SAFETY: every block that is out holds this `Shared` alive, so all are free now:
             // no lease and no `Filling` points here. Allocated as `Block::allocate` did.

@@ -62,8 +62,14 @@ pub(super) enum Op {
 #[derive(Debug)]
 pub(super) enum Load {
     None,
-    Read { buffer: Buffer, from: usize },
-    Write { buffer: Buffer, from: usize },
+    Read {
+        buffer: Buffer,
+        from: usize,
+    },
+    Write {
+        buffer: Buffer,
+        from: usize,
+    },
     Batch(Box<Batch>),
     /// Held for the kernel alone.
     Address {
@@ -75,10 +81,7 @@ pub(super) enum Load {
 impl Op {
     #[inline]
     pub(super) fn is_polled(self) -> bool {
-        matches!(
-            self,
-            Op::PolledSwap | Op::PolledStream | Op::PolledTransfer
-        )
+        matches!(self, Op::PolledSwap | Op::PolledStream | Op::PolledTransfer)
     }
 }
 

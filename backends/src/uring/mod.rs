@@ -30,7 +30,8 @@ use crate::swap::{Filling, Pool};
 use crate::sys::{self, TRANSFER_MAX};
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counting, Counts, Interest, Lane, Options, Payload, Request, Sink, SocketKind, Until,
+    Backend, Completion, Counting, Counts, Interest, Lane, Options, Payload, Request, Sink,
+    SocketKind, Until,
 };
 
 /// The one group of provided buffers.
@@ -559,12 +560,7 @@ impl Uring {
         let event = sys::eventfd()?;
         sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
         sys::epoll_add(epoll.as_fd(), self.waker.event(), libc::EPOLLIN, 0)?;
-        sys::epoll_add(
-            epoll.as_fd(),
-            self.timer.descriptor()?,
-            libc::EPOLLIN,
-            0,
-        )?;
+        sys::epoll_add(epoll.as_fd(), self.timer.descriptor()?, libc::EPOLLIN, 0)?;
         self.submitter.register_eventfd(event.as_raw_fd())?;
         // What completed before the registration makes no event of its own.
         let queue = self.submission();

@@ -21,10 +21,9 @@ impl Uring {
             Request::Read { buffer, from } => (Op::PolledTransfer, Load::Read { buffer, from }),
             Request::Write { buffer, from } => (Op::PolledTransfer, Load::Write { buffer, from }),
             Request::WriteBatch(batch) => (Op::PolledTransfer, Load::Batch(batch)),
-            Request::Ready(_)
-            | Request::Accept
-            | Request::AcceptStream
-            | Request::Connect(_) => return self.refuse(slot, lane, Errno(libc::ENOTSOCK)),
+            Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect(_) => {
+                return self.refuse(slot, lane, Errno(libc::ENOTSOCK));
+            }
         };
         self.lanes.begin(slot, lane, op, load);
         self.poll_again(slot, lane);

@@ -185,22 +185,20 @@ fn prove_receives(ring: &IoUring, incremental: bool) -> io::Result<bool> {
         .build()
         .flags(squeue::Flags::BUFFER_SELECT);
     let stream = opcode::RecvMulti::new(fd, super::BUFFER_GROUP).build();
-    let proof = [(once, b"once"), (stream, b"many")].into_iter();
-    let result = proof
-        .map(|(entry, bytes)| {
-            here.write_all(bytes)?;
-            let (result, flags) = run(ring, entry)?;
-            let received = result.and_then(|len| {
-                let id = cqueue::buffer_select(flags).ok_or(libc::EINVAL)?;
-                buffers.take(id, len, flags, None).ok_or(libc::EINVAL)
-            });
-            match received {
-                Ok(lease) if lease[..] == bytes[..] => Ok(()),
-                Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
-                Err(errno) => Err(io::Error::from_raw_os_error(errno)),
-            }
-        })
-        .collect::<io::Result<()>>();
+    let mut proof = [(once, b"once"), (stream, b"many")].into_iter();
+    let result = proof.try_for_each(|(entry, bytes)| {
+        here.write_all(bytes)?;
+        let (result, flags) = run(ring, entry)?;
+        let received = result.and_then(|len| {
+            let id = cqueue::buffer_select(flags).ok_or(libc::EINVAL)?;
+            buffers.take(id, len, flags, None).ok_or(libc::EINVAL)
+        });
+        match received {
+            Ok(lease) if lease[..] == bytes[..] => Ok(()),
+            Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    });
     // The stream is still armed: it ends with the socket, before its buffers are taken away.
     drop(here);
     let _ = there.shutdown(std::net::Shutdown::Both);
