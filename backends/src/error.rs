@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 
-/// A result whose error is [`enum@Error`] unless said otherwise.
+/// A result whose error is [`Error`] unless said otherwise.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call was refused or an operation failed. Eight bytes, `Copy`.
@@ -27,7 +27,7 @@ pub struct Error {
     doing: Doing,
 }
 
-/// The kinds of [`enum@Error`].
+/// The kinds of [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[non_exhaustive]

@@ -1,6 +1,6 @@
 //! Which backends this build has, which one this machine gets, and why not the others.
 //!
-//! The one place that lists the backends: [`PREFERENCE`], [`build_one`], and [`Selected`] with
+//! The one place that lists the backends: `PREFERENCE`, `build_one`, and [`Selected`] with
 //! its forwarding, one `match` a call.
 
 use std::fmt;
@@ -34,7 +34,7 @@ pub enum BackendKind {
     IoUring,
     /// Linux: the library does them when the kernel says that they will not block.
     Epoll,
-    /// The BSDs and macOS: likewise.
+    /// The BSDs and macOS: likewise. Not built yet.
     Kqueue,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Order, queueing, deadlines, closing and generations live here, once, for all backends. The
 //! backend is handed at most one operation a lane; everything else waits in the lane's queue.
-//! [`start`] hands requests to the backend, [`complete`] takes completions, [`ending`] ends
+//! `start` hands requests to the backend, `complete` takes completions, `ending` ends
 //! requests before their time. This file accepts requests and gives out results.
 
 mod complete;

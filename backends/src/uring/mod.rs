@@ -1,8 +1,8 @@
 //! The native backend: the kernel does the reads and writes and says when they are done.
 //!
 //! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
-//! [`setup`] gets the ring, [`buffer_ring`] lends it swap buffers, [`lanes`] remembers what runs,
-//! [`polled`] does reads and writes for descriptors that are not sockets, [`teardown`] ends it
+//! `setup` gets the ring, `buffer_ring` lends it swap buffers, `lanes` remembers what runs,
+//! `polled` does reads and writes for descriptors that are not sockets, `teardown` ends it
 //! all without the kernel writing into freed memory. This file submits and reaps.
 
 mod buffer_ring;
