@@ -1,11 +1,12 @@
 //! The native backend: the kernel does the reads and writes and says when they are done.
 //!
 //! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
-//! `setup` gets the ring, `buffer_ring` lends it swap buffers, `lanes` remembers what runs,
+//! `setup` gets the ring, `entries` tells it what to do, `buffer_ring` lends it swap buffers, `lanes` remembers what runs,
 //! `polled` does reads and writes for descriptors that are not sockets, `teardown` ends it
 //! all without the kernel writing into freed memory. This file submits and reaps.
 
 mod buffer_ring;
+mod entries;
 mod lanes;
 mod polled;
 mod setup;
@@ -27,11 +28,10 @@ use crate::error::Errno;
 use crate::nest::NestTimer;
 use crate::select::Refusal;
 use crate::swap::{Filling, Pool};
-use crate::sys::{self, TRANSFER_MAX};
+use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counting, Counts, Interest, Lane, Options, Payload, Request, Sink,
-    SocketKind, Until,
+    Backend, Completion, Counting, Counts, Lane, Options, Payload, Request, Sink, SocketKind, Until,
 };
 
 /// The one group of provided buffers.
@@ -372,70 +372,9 @@ impl Backend for Uring {
         if self.lanes.is_other(slot) && !matches!(request, Request::Ready(_)) {
             return self.start_polled(slot, lane, request);
         }
-        let entry = match request {
-            Request::ReadSwap => {
-                self.lanes.begin(slot, lane, Op::RecvSwap, Load::None);
-                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                    .buf_group(BUFFER_GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
-            Request::ReadStream(credit) => {
-                let load = Load::Credit(credit);
-                self.lanes.begin(slot, lane, Op::RecvStream, load);
-                opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
-            }
-            Request::Read { mut buffer, from } => {
-                // A buffer that cannot be read into has no room, and the kernel would say "end".
-                let rest = buffer.spare(from).unwrap_or_default();
-                let (at, len) = (rest.as_mut_ptr(), rest.len().min(TRANSFER_MAX));
-                let load = Load::Read { buffer, from };
-                self.lanes.begin(slot, lane, Op::Other, load);
-                opcode::Recv::new(fd, at, len as u32).build()
-            }
-            Request::Write { buffer, from } => {
-                let rest = buffer.get(from..).unwrap_or_default();
-                let (at, len) = (rest.as_ptr(), rest.len().min(TRANSFER_MAX));
-                let load = Load::Write { buffer, from };
-                self.lanes.begin(slot, lane, Op::Other, load);
-                opcode::Send::new(fd, at, len as u32)
-                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-                    .build()
-            }
-            Request::WriteBatch(mut batch) => {
-                let header = batch.header().cast_const();
-                let load = Load::Batch(batch);
-                self.lanes.begin(slot, lane, Op::Other, load);
-                opcode::SendMsg::new(fd, header)
-                    .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
-                    .build()
-            }
-            Request::Accept => {
-                self.lanes.begin(slot, lane, Op::Accept, Load::None);
-                opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
-                    .flags(libc::SOCK_CLOEXEC)
-                    .build()
-            }
-            Request::AcceptStream => {
-                self.lanes.begin(slot, lane, Op::AcceptStream, Load::None);
-                opcode::AcceptMulti::new(fd)
-                    .flags(libc::SOCK_CLOEXEC)
-                    .build()
-            }
-            Request::Connect(to) => match to.to_raw() {
-                Ok(address) => {
-                    let address = Box::new(address);
-                    let (at, len) = (address.as_ptr(), address.len());
-                    let load = Load::Address { _to: address };
-                    self.lanes.begin(slot, lane, Op::Connect, load);
-                    opcode::Connect::new(fd, at.cast(), len).build()
-                }
-                Err(errno) => return self.refuse(slot, lane, errno),
-            },
-            Request::Ready(interest) => {
-                self.lanes.begin(slot, lane, Op::Ready, Load::None);
-                poll_entry(fd, interest)
-            }
+        let entry = match self.prepare(slot, lane, fd, request) {
+            Ok(entry) => entry,
+            Err(errno) => return self.refuse(slot, lane, errno),
         };
         // SAFETY: buffers, header and address lie in the load, on the heap; the table of lanes
         // keeps the load until the last completion, the teardown likewise or leaks it. Lent swap
@@ -578,8 +517,4 @@ impl std::fmt::Debug for Uring {
             .field("counts", &self.counts)
             .finish_non_exhaustive()
     }
-}
-
-fn poll_entry(fd: Fd, interest: Interest) -> squeue::Entry {
-    opcode::PollAdd::new(fd, sys::poll_events(interest) as u32).build()
 }

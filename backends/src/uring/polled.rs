@@ -6,8 +6,9 @@ use std::os::fd::AsRawFd;
 
 use io_uring::types::Fd;
 
+use super::entries::poll_entry;
 use super::lanes::{Load, Op, encode};
-use super::{Uring, load_payload, poll_entry};
+use super::{Uring, load_payload};
 use crate::error::Errno;
 use crate::swap::Filling;
 use crate::sys;

@@ -1,0 +1,178 @@
+//! One turn of the loop: take what other threads sent, start what can be started, let the kernel
+//! work, take what is complete. Who may do so, how long it sleeps, and who wakes it.
+
+use std::cell::Cell;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use gaio_backends::{Backend, Completion, Doing, Errno, Error, ErrorKind, Result, Sink, Until};
+
+use super::Watcher;
+use crate::results::Results;
+
+impl<C> Watcher<C> {
+    pub(super) fn wait_until(&mut self, results: &mut Results<C>, limit: Until) -> Result<usize> {
+        self.own()?;
+        results.clear();
+        self.engine.begin_turn();
+        let refused = |errno| Error::os(Doing::Wait, errno);
+        loop {
+            let again = self.turn(results.max(), limit).map_err(refused)?;
+            if !self.engine.out.is_empty() {
+                break;
+            }
+            if self.engine.is_over() {
+                return Err(Error::new(Doing::Wait, ErrorKind::WatcherClosed));
+            }
+            let over = match limit {
+                Until::Now => true,
+                Until::Time(at) => Instant::now() >= at,
+                Until::Done => false,
+            };
+            if over && !again && !self.engine.has_dirty() && self.fell_asleep() {
+                break;
+            }
+        }
+        let before = self.engine.out.len();
+        results.fill(&mut self.engine.out);
+        let count = before - self.engine.out.len();
+        self.engine.note_handed_out(results.len());
+        debug_assert!(count <= results.max());
+        Ok(results.len())
+    }
+
+    /// One round: take messages, start requests, let the kernel work, take completions.
+    fn turn(&mut self, max: usize, limit: Until) -> Result<bool, Errno> {
+        self.prepare();
+        let until = self.patience(limit);
+        let mut reaped = Reaped {
+            room: max.saturating_sub(self.engine.out.len()).max(1),
+            completions: &mut self.reaped,
+        };
+        let again = self.backend.wait(until, &mut reaped);
+        self.inbox.waker.awake();
+        let mut reaped = std::mem::take(&mut self.reaped);
+        for completion in reaped.drain(..) {
+            self.engine.complete(&mut self.backend, completion);
+        }
+        self.reaped = reaped;
+        self.engine.expire(&mut self.backend);
+        again
+    }
+
+    fn prepare(&mut self) {
+        if self.inbox.is_pending() {
+            self.absorb();
+        }
+        self.engine.wake_waiting(&mut self.backend);
+        self.engine.start_dirty(&mut self.backend);
+        self.engine.expire(&mut self.backend);
+    }
+
+    /// How long this round may sleep: not if there is something to do.
+    fn patience(&self, limit: Until) -> Until {
+        let has_work =
+            !self.engine.out.is_empty() || self.engine.has_dirty() || self.engine.is_over();
+        if has_work || limit == Until::Now {
+            return Until::Now;
+        }
+        self.inbox.waker.sleep();
+        if self.was_woken() {
+            return Until::Now;
+        }
+        match (limit, self.engine.next_time()) {
+            (Until::Time(limit), Some(next)) => Until::Time(limit.min(next)),
+            (Until::Done, Some(next)) => Until::Time(next),
+            (limit, None) => limit,
+            (Until::Now, _) => Until::Now,
+        }
+    }
+
+    /// Whether something came from another thread that makes no system event while we run.
+    pub(super) fn was_woken(&self) -> bool {
+        self.inbox.is_pending()
+            || (self.engine.has_starved() && !self.backend.pool().sleep_hungry())
+            || self.engine.can_resume(self.backend.pool())
+    }
+
+    /// Before an empty-handed return: whoever polls our descriptor must be woken from now on.
+    /// False if there is work after all.
+    fn fell_asleep(&self) -> bool {
+        if !self.nested.get() {
+            return true;
+        }
+        self.backend.arm(self.engine.next_time());
+        self.inbox.waker.sleep();
+        !self.was_woken()
+    }
+
+    /// Takes the messages of other threads.
+    #[cold]
+    pub(super) fn absorb(&mut self) {
+        let mut messages = std::mem::take(&mut self.messages);
+        let closed = self.inbox.take(&mut messages);
+        for message in messages.drain(..) {
+            self.engine.receive(&mut self.backend, message);
+        }
+        self.messages = messages;
+        if closed {
+            self.engine.close(&mut self.backend);
+        }
+    }
+
+    /// Binds the watcher to its thread, the first time.
+    fn own(&mut self) -> Result<()> {
+        if self.is_elsewhere() {
+            return Err(Error::new(Doing::Wait, ErrorKind::WrongThread));
+        }
+        if self.owner.is_none() {
+            let refused = |errno| Error::os(Doing::Wait, errno);
+            self.backend.bind().map_err(refused)?;
+            self.owner = Some(this_thread());
+        }
+        Ok(())
+    }
+
+    /// Whether the calling thread is not the watcher's.
+    #[inline]
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.owner.is_some_and(|owner| owner != this_thread())
+    }
+}
+
+/// Collects completions, as many as the program takes this turn.
+struct Reaped<'a> {
+    room: usize,
+    completions: &'a mut Vec<Completion>,
+}
+
+impl Sink for Reaped<'_> {
+    #[inline]
+    fn complete(&mut self, completion: Completion) {
+        self.completions.push(completion);
+    }
+
+    #[inline]
+    fn wants_more(&self) -> bool {
+        self.completions.len() < self.room
+    }
+}
+
+/// A number for the calling thread that no other thread ever has.
+#[inline]
+pub(super) fn this_thread() -> NonZeroU64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static NUMBER: Cell<Option<NonZeroU64>> = const { Cell::new(None) };
+    }
+    #[cold]
+    fn number() -> NonZeroU64 {
+        NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)
+    }
+    NUMBER.with(|cell| {
+        let known = cell.get().unwrap_or_else(number);
+        cell.set(Some(known));
+        known
+    })
+}
