@@ -23,6 +23,9 @@ use gaio::{BackendKind, Builder, Choice, Conn, ErrorKind, OpResult, Results, Wat
 /// How long a test waits for what must happen. Only a hang takes that long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// More bytes than the sockets of one connection take.
+pub const MUCH: usize = 64 << 20;
+
 /// How long a test looks for what must not happen.
 pub const GLANCE: Duration = Duration::from_millis(30);
 

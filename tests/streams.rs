@@ -1,0 +1,113 @@
+//! Streams of reads: one request, many results, and back-pressure by leases (scenario 29).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::Write;
+use std::thread;
+
+use common::{
+    GLANCE, PATIENCE, backends, builder, connect_to, connected, error_kind, is_pattern, next,
+    quiet, turn, write_pattern,
+};
+use gaio::{BackendKind, Conn, ErrorKind, Operation, Results, Watcher};
+
+/// Takes what a stream of reads brings until its last result; returns the bytes and that result's
+/// error.
+fn until_last(watcher: &mut Watcher<Conn>, arrived: &mut Vec<u8>) -> (usize, Option<ErrorKind>) {
+    let mut results = Results::new();
+    let mut count = 0;
+    loop {
+        turn(watcher, &mut results);
+        for res in results.drain() {
+            assert!(res.context == res.conn && res.operation == Operation::Read);
+            arrived.extend_from_slice(res.data());
+            count += 1;
+            if res.is_last() {
+                assert!(res.size == 0, "the end brings no bytes");
+                assert!(res.is_eof() || res.error.is_some());
+                return (count, error_kind(&res));
+            }
+            assert!(res.size > 0 && res.error.is_none() && res.is_swap_buffer());
+        }
+    }
+}
+
+backends! {
+    fn read_stream(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        watcher.read_stream(conn, conn).unwrap();
+        let sender = thread::spawn(move || write_pattern(&mut peer, 0, 16 << 20));
+        let mut arrived = Vec::new();
+        let (count, error) = until_last(&mut watcher, &mut arrived);
+        assert!(error.is_none() && count > 2, "{count} results, {error:?}");
+        assert!(arrived.len() == 16 << 20 && is_pattern(0, &arrived));
+        sender.join().unwrap();
+        assert_eq!(watcher.stats().pending, 0);
+    }
+
+    fn read_stream_cancel(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let op = watcher.read_stream(conn, conn).unwrap();
+        peer.write_all(b"before").unwrap();
+        let mut arrived = Vec::new();
+        while arrived != b"before" {
+            let res = next(&mut watcher);
+            assert!(res.op == op && !res.is_last());
+            arrived.extend_from_slice(res.data());
+        }
+        assert!(watcher.cancel(op));
+        let (_, error) = until_last(&mut watcher, &mut arrived);
+        assert_eq!(error, Some(ErrorKind::Cancelled));
+        assert!(!watcher.cancel(op));
+        peer.write_all(b"after").unwrap();
+        quiet(&mut watcher);
+        watcher.read_full(conn, conn, vec![0; 5], PATIENCE).unwrap();
+        assert_eq!(next(&mut watcher).data(), b"after");
+    }
+
+    fn read_stream_freed(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        watcher.read_stream(conn, conn).unwrap();
+        quiet(&mut watcher);
+        assert!(watcher.free(conn));
+        let (count, error) = until_last(&mut watcher, &mut Vec::new());
+        assert_eq!((count, error), (1, Some(ErrorKind::ConnClosed)));
+    }
+
+    /// Nobody drops leases: the stream stops within its window, another connection goes on, and all
+    /// bytes arrive once the leases are dropped.
+    fn read_stream_back_pressure(kind: BackendKind) {
+        const WINDOW: usize = 64 << 10;
+        const SWAP_BYTES: usize = 256 * (8 << 10);
+        const ALL: usize = 24 << 20;
+        let builder = builder(kind).swap_buffer_size(8 << 10).swap_buffers(256);
+        let mut watcher = builder.stream_window(WINDOW).build().unwrap();
+        let (conn, mut peer) = connect_to(&mut watcher);
+        let (other, mut other_peer) = connect_to(&mut watcher);
+        watcher.read_stream(conn, conn).unwrap();
+        let sender = thread::spawn(move || write_pattern(&mut peer, 0, ALL));
+
+        let mut held = Vec::new();
+        let mut results = Results::new();
+        while watcher.wait_io_timeout(&mut results, GLANCE).unwrap() > 0 {
+            held.extend(results.drain());
+            let bytes: usize = held.iter().map(|res| res.size).sum();
+            // Above the window by no more than what was under way.
+            assert!(bytes <= 3 * WINDOW, "{bytes} bytes leased");
+            assert!(watcher.stats().swap_bytes <= SWAP_BYTES);
+        }
+        assert!(!held.is_empty() && !sender.is_finished());
+        watcher.read(other, other, None).unwrap();
+        other_peer.write_all(b"not me").unwrap();
+        assert_eq!(next(&mut watcher).data(), b"not me");
+
+        let mut arrived = Vec::new();
+        held.drain(..)
+            .for_each(|res| arrived.extend_from_slice(res.data()));
+        let (_, error) = until_last(&mut watcher, &mut arrived);
+        assert!(error.is_none() && arrived.len() == ALL && is_pattern(0, &arrived));
+        sender.join().unwrap();
+    }
+}
