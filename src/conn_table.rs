@@ -53,6 +53,8 @@ pub(crate) enum Stage {
     Dirty,
     /// For a swap buffer.
     Starved,
+    /// A stream, for leases to come back.
+    Paused,
     /// To be started: its turn for a buffer has come, it need not wait behind the others.
     Served,
 }

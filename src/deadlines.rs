@@ -92,13 +92,13 @@ impl Deadlines {
     }
 
     /// Takes a request whose time has come.
-    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<u32> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, u32)> {
         let &(at, request) = self.heap.first()?;
         if at > now {
             return None;
         }
         self.remove(request);
-        Some(request)
+        Some((at, request))
     }
 
     fn take(&mut self, place: usize) {
@@ -179,7 +179,7 @@ mod tests {
         for &(at, _) in &expected {
             assert_eq!(deadlines.next(), Some(at));
             assert_eq!(deadlines.pop_due(at - Duration::from_nanos(1)), None);
-            let popped = deadlines.pop_due(at).map(|r| r as usize);
+            let popped = deadlines.pop_due(at).map(|(_, r)| r as usize);
             let known = expected
                 .iter()
                 .any(|&(t, r)| t == at && Some(r as usize) == popped);

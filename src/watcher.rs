@@ -198,8 +198,11 @@ impl<C> Watcher<C> {
     /// Takes an idle connection back, in the blocking mode in which it came.
     ///
     /// # Errors
-    /// `Busy` while requests are pending; `ConnClosed`.
+    /// `Busy` while requests are pending; `ConnClosed`; `WrongThread`.
     pub fn reclaim(&mut self, conn: Conn) -> Result<OwnedFd> {
+        if self.is_elsewhere() {
+            return Err(Error::new(Doing::Reclaim, ErrorKind::WrongThread));
+        }
         self.reach(conn);
         self.engine
             .reclaim(&mut self.backend, conn)
@@ -437,10 +440,10 @@ impl<C> Watcher<C> {
         order: Order<C>,
         give_back: impl FnOnce(Order<C>) -> T,
     ) -> Result<OpId, Rejected<T>> {
-        self.reach(conn);
         let accepted = if self.is_elsewhere() {
             Err((ErrorKind::WrongThread, order))
         } else {
+            self.reach(conn);
             self.engine.submit(conn, order)
         };
         accepted.map_err(|(kind, order)| {
@@ -518,7 +521,7 @@ impl<C> Watcher<C> {
     pub fn stats(&self) -> Stats {
         let calls = self.backend.counts();
         let (wakeups, wakeups_elided) = self.inbox.waker.counts();
-        let pool = self.backend.pool().usage();
+        let pool = self.backend.pool_use();
         let engine = &self.engine.counts;
         Stats {
             kernel_calls: calls.waits + calls.reads + calls.writes + calls.accepts + calls.others,

@@ -262,6 +262,11 @@ impl Errno {
         matches!(self.0, libc::ECANCELED | libc::EINTR | libc::EAGAIN)
     }
 
+    /// It cannot be done now.
+    pub fn would_block(self) -> bool {
+        self.0 == libc::EAGAIN
+    }
+
     /// A swap read found no buffer.
     #[inline]
     pub fn is_out_of_buffers(self) -> bool {
@@ -291,7 +296,6 @@ impl Errno {
                 | libc::EHOSTDOWN
                 | libc::EHOSTUNREACH
                 | libc::ENETUNREACH
-                | libc::EPERM
         )
     }
 }

@@ -134,11 +134,23 @@ pub trait Backend {
     /// Where swap reads take their memory.
     fn pool(&self) -> &Pool;
 
+    /// How the memory of swap reads is used at the moment.
+    fn pool_use(&self) -> PoolUse {
+        self.pool().usage()
+    }
+
     /// Bytes that swap reads could take now, roughly.
     fn swap_room_bytes(&mut self) -> usize;
 
     /// System calls made so far.
     fn counts(&self) -> &Counts;
+}
+
+impl Options {
+    /// The pool that these options ask for.
+    fn pool(&self, waker: &Arc<Waker>) -> Pool {
+        Pool::new(self.swap_buffer_size, self.swap_buffers, Arc::clone(waker))
+    }
 }
 
 /// What a backend is built with.

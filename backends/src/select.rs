@@ -14,7 +14,9 @@ use crate::emulated::{Emulated, epoll::Epoll};
 use crate::error::{Doing, Errno, Error, ErrorKind, Result};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
-use crate::{Backend, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker};
+use crate::{
+    Backend, Counts, Lane, Options, Pool, PoolUse, Request, Sink, SocketKind, Until, Waker,
+};
 
 /// The environment variable that overrides [`Choice::Auto`].
 pub const ENVIRONMENT: &str = "GAIO_BACKEND";
@@ -322,6 +324,10 @@ impl Backend for Selected {
 
     fn pool(&self) -> &Pool {
         forward!(self, b => b.pool())
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        forward!(self, b => b.pool_use())
     }
 
     fn swap_room_bytes(&mut self) -> usize {

@@ -278,7 +278,11 @@ impl<C> Engine<C> {
             .is_some_and(|pending| pending.end.is_some());
         let interrupted = result.is_err_and(Errno::is_interruption);
         if interrupted && !ended {
-            return self.again(index);
+            return if result.is_err_and(Errno::would_block) {
+                self.wait_for_backlog(slot)
+            } else {
+                self.again(index)
+            };
         }
         if let Some(state) = self.conns.get_mut(slot) {
             state.connecting = false;

@@ -6,7 +6,7 @@ use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Selected};
 
 use super::{Engine, lane_of};
 use crate::conn::Conn;
-use crate::conn_table::Phase;
+use crate::conn_table::{Phase, Stage};
 use crate::request::{NONE, OpId, What};
 
 impl<C> Engine<C> {
@@ -22,14 +22,21 @@ impl<C> Engine<C> {
         !ends_already
     }
 
-    /// Ends the requests whose time has come. Waits while lanes could not be started yet: each
-    /// request gets an attempt first.
-    pub(crate) fn expire(&mut self, backend: &mut Selected) {
-        if self.deadlines.is_empty() || self.has_dirty() {
-            return;
+    /// Ends the requests whose time has come; false if there are none. What is about to have its
+    /// first attempt has it before.
+    pub(crate) fn expire(&mut self, backend: &mut Selected) -> bool {
+        if self.deadlines.is_empty() {
+            return false;
         }
         let now = Instant::now();
-        while let Some(index) = self.deadlines.pop_due(now) {
+        let mut postponed = Vec::new();
+        let mut any = false;
+        while let Some((at, index)) = self.deadlines.pop_due(now) {
+            if self.is_about_to_start(index) {
+                postponed.push((at, index));
+                continue;
+            }
+            any = true;
             let Some(pending) = self.requests.get_mut(index) else {
                 continue;
             };
@@ -40,6 +47,23 @@ impl<C> Engine<C> {
                 self.end_early(backend, index, ErrorKind::Deadline);
             }
         }
+        for (at, index) in postponed {
+            self.deadlines.insert(index, at);
+        }
+        any
+    }
+
+    /// Whether a request is the next of a lane that the backend had no room for yet.
+    fn is_about_to_start(&self, index: u32) -> bool {
+        let Some(pending) = self.requests.get(index) else {
+            return false;
+        };
+        let state = self.conns.get(pending.slot);
+        let queue = state.map(|state| state.lane(lane_of(pending.what)));
+        pending.what != What::Timer
+            && queue.is_some_and(|queue| {
+                queue.head == index && matches!(queue.stage, Stage::Dirty | Stage::Served)
+            })
     }
 
     fn end_early(&mut self, backend: &mut Selected, index: u32, why: ErrorKind) {
@@ -67,7 +91,7 @@ impl<C> Engine<C> {
             // The first of its lane is ending, too: it follows at once, in order.
             (false, false) if self.first_is_ending(slot, lane) => {}
             (false, false) => {
-                self.leave_starved(slot, lane, index);
+                self.leave_waiting(slot, lane, index);
                 self.finish(index, Some(error));
             }
         }
@@ -105,7 +129,7 @@ impl<C> Engine<C> {
                 return;
             };
             let (head, runs) = (queue.head, queue.in_flight > 0);
-            self.leave_starved(slot, lane, head);
+            self.leave_waiting(slot, lane, head);
             if runs {
                 backend.cancel(slot, lane, false);
             }
@@ -132,7 +156,7 @@ impl<C> Engine<C> {
         }
         drop(backend.detach(slot));
         self.retire(slot);
-        self.descriptor_freed();
+        self.retry();
     }
 
     /// Gives the socket of an idle connection back.

@@ -262,6 +262,9 @@ impl<C> Engine<C> {
             self.retired.push_back((self.emitted, conn));
             return Err((Error::new(Doing::Connect, ErrorKind::WatcherClosed), order));
         }
+        if socket.is_err() {
+            self.retired.push_back((self.emitted, conn));
+        }
         let adopted = socket.and_then(|socket| {
             let adopted = self.adopt_as(backend, conn, socket, SocketKind::Stream);
             adopted.map_err(|(errno, _)| errno)
@@ -324,11 +327,18 @@ impl<C> Engine<C> {
     /// Takes a request out of every table and emits its last result.
     #[inline]
     fn finish(&mut self, index: u32, error: Option<Error>) {
-        let Some(pending) = self.requests.remove(index) else {
+        let Some(mut pending) = self.requests.remove(index) else {
             return;
         };
         if pending.has_deadline {
             self.deadlines.remove(index);
+        }
+        if error.is_some()
+            && let (What::Read | What::ReadFull, Held::Buffer(buffer)) =
+                (pending.what, &mut pending.held)
+        {
+            // One that was never started still shows all of its room.
+            buffer.set_filled(pending.done);
         }
         let conn = if pending.what == What::Timer {
             Conn::NONE
@@ -389,7 +399,7 @@ impl<C> Engine<C> {
 
     /// When the engine itself has something to do.
     pub(crate) fn next_time(&self) -> Option<Instant> {
-        let retry = self.waiting.accept_retry_at();
+        let retry = self.waiting.retry_at();
         match (self.deadlines.next(), retry) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

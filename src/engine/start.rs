@@ -38,7 +38,7 @@ impl<C> Engine<C> {
         let (phase, connecting) = (state.phase, state.connecting);
         let queue = state.lane_mut(lane);
         let served = queue.stage == Stage::Served;
-        if queue.stage == Stage::Starved {
+        if matches!(queue.stage, Stage::Starved | Stage::Paused) {
             return;
         }
         queue.stage = Stage::None;

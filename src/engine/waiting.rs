@@ -8,10 +8,11 @@ use gaio_backends::{Backend, Error, Lane, Pool, Selected};
 
 use super::Engine;
 use crate::conn_table::Stage;
-use crate::request::{Held, What};
+use crate::request::Held;
 
 /// Descriptors can be freed anywhere in the process, unseen: try so often.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
@@ -23,9 +24,10 @@ pub(super) struct Waiting {
     typical_read: usize,
     /// Streams over their window.
     paused: Vec<u32>,
-    /// Listeners that ran out of descriptors.
-    accepts: Vec<u32>,
-    accept_retry_at: Option<Instant>,
+    /// Lanes that try again after a time: listeners that ran out of descriptors, connects to a
+    /// full queue.
+    retries: Vec<(u32, Lane)>,
+    retry_at: Option<Instant>,
 }
 
 impl Waiting {
@@ -36,8 +38,8 @@ impl Waiting {
         }
     }
 
-    pub(super) fn accept_retry_at(&self) -> Option<Instant> {
-        self.accept_retry_at
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
     }
 }
 
@@ -60,10 +62,10 @@ impl<C> Engine<C> {
         if !self.waiting.paused.is_empty() {
             self.resume_paused(backend.pool());
         }
-        if let Some(at) = self.waiting.accept_retry_at
+        if let Some(at) = self.waiting.retry_at
             && at <= Instant::now()
         {
-            self.descriptor_freed();
+            self.retry();
         }
     }
 
@@ -78,9 +80,10 @@ impl<C> Engine<C> {
 
     /// A swap read found the pool dry: it waits until leases come back.
     pub(super) fn starve(&mut self, slot: u32, index: u32) {
-        let Some(pending) = self.requests.get(index) else {
+        let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
+        pending.pausing = false;
         match pending.end {
             Some(why) => {
                 let error = Error::new(pending.what.doing(), why);
@@ -117,14 +120,14 @@ impl<C> Engine<C> {
         }
     }
 
-    /// The first request of a lane no longer waits for a buffer, because it ends.
-    pub(super) fn leave_starved(&mut self, slot: u32, lane: Lane, index: u32) {
+    /// The first request of a lane no longer waits for buffers or leases, because it ends.
+    pub(super) fn leave_waiting(&mut self, slot: u32, lane: Lane, index: u32) {
         if let Some(queue) = self.conns.lane_mut(slot, lane)
             && queue.head == index
-            && queue.stage == Stage::Starved
+            && matches!(queue.stage, Stage::Starved | Stage::Paused)
         {
-            queue.stage = Stage::None;
-            self.waiting.starved_count -= 1;
+            let starved = std::mem::replace(&mut queue.stage, Stage::None) == Stage::Starved;
+            self.waiting.starved_count -= usize::from(starved);
         }
     }
 
@@ -194,9 +197,16 @@ impl<C> Engine<C> {
         };
         let over = std::mem::take(&mut pending.pausing) || credit.leased_bytes() > window;
         if over && credit.pause_above(window / 2) {
-            self.waiting.paused.push(slot);
+            self.park(slot);
         } else {
             self.again(index);
+        }
+    }
+
+    fn park(&mut self, slot: u32) {
+        if let Some(queue) = self.conns.lane_mut(slot, Lane::Read) {
+            queue.stage = Stage::Paused;
+            self.waiting.paused.push(slot);
         }
     }
 
@@ -206,19 +216,17 @@ impl<C> Engine<C> {
         }
         let mut paused = std::mem::take(&mut self.waiting.paused);
         paused.retain(|&slot| {
-            let head = self
-                .conns
-                .get(slot)
-                .map(|state| state.lane(Lane::Read).head);
-            let stream = head.and_then(|head| self.requests.get(head));
-            let Some(stream) = stream.filter(|p| p.what == What::ReadStream && !p.in_flight) else {
+            let Some(queue) = self.conns.lane_mut(slot, Lane::Read) else {
                 return false;
             };
-            let Held::Credit(credit) = &stream.held else {
+            if queue.stage != Stage::Paused {
                 return false;
-            };
-            let still = credit.pause_above(self.stream_window / 2);
+            }
+            let stream = self.requests.get(queue.head).map(|stream| &stream.held);
+            let still = matches!(stream, Some(Held::Credit(credit))
+                if credit.pause_above(self.stream_window / 2));
             if !still {
+                queue.stage = Stage::None;
                 self.mark_dirty(slot, Lane::Read);
             }
             still
@@ -228,17 +236,27 @@ impl<C> Engine<C> {
 
     /// A listener ran out of descriptors: it accepts again when one is freed.
     pub(super) fn wait_for_descriptor(&mut self, slot: u32) {
-        if !self.waiting.accepts.contains(&slot) {
-            self.waiting.accepts.push(slot);
-        }
-        self.waiting.accept_retry_at = Some(Instant::now() + ACCEPT_RETRY);
+        self.retry_after(ACCEPT_RETRY, slot, Lane::Read);
     }
 
-    /// Listeners that wait for a descriptor try again.
-    pub(super) fn descriptor_freed(&mut self) {
-        self.waiting.accept_retry_at = None;
-        for slot in std::mem::take(&mut self.waiting.accepts) {
-            self.mark_dirty(slot, Lane::Read);
+    /// The queue of the Unix socket to connect to is full, which makes no event when it is not.
+    pub(super) fn wait_for_backlog(&mut self, slot: u32) {
+        self.retry_after(CONNECT_RETRY, slot, Lane::Write);
+    }
+
+    fn retry_after(&mut self, pause: Duration, slot: u32, lane: Lane) {
+        if !self.waiting.retries.contains(&(slot, lane)) {
+            self.waiting.retries.push((slot, lane));
+        }
+        let at = Instant::now() + pause;
+        self.waiting.retry_at = Some(self.waiting.retry_at.map_or(at, |sooner| sooner.min(at)));
+    }
+
+    /// A descriptor was freed, or the time has come: what waits for that tries again.
+    pub(super) fn retry(&mut self) {
+        self.waiting.retry_at = None;
+        for (slot, lane) in std::mem::take(&mut self.waiting.retries) {
+            self.mark_dirty(slot, lane);
         }
     }
 }

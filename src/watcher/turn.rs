@@ -11,12 +11,16 @@ use gaio_backends::{Backend, Completion, Doing, Errno, Error, ErrorKind, Result,
 use super::Watcher;
 use crate::results::Results;
 
+/// Rounds after the time is over, while there is still something to do that may give a result.
+const ROUNDS_OVER_MAX: u32 = 1000;
+
 impl<C> Watcher<C> {
     pub(super) fn wait_until(&mut self, results: &mut Results<C>, limit: Until) -> Result<usize> {
         self.own()?;
         results.clear();
         self.engine.begin_turn();
         let refused = |errno| Error::os(Doing::Wait, errno);
+        let mut rounds_over = 0;
         loop {
             let again = self.turn(results.max(), limit).map_err(refused)?;
             if !self.engine.out.is_empty() {
@@ -30,7 +34,9 @@ impl<C> Watcher<C> {
                 Until::Time(at) => Instant::now() >= at,
                 Until::Done => false,
             };
-            if over && !again && !self.engine.has_dirty() && self.fell_asleep() {
+            rounds_over += u32::from(over);
+            let quiet = !again && !self.engine.has_dirty();
+            if over && ((quiet && self.fell_asleep()) || rounds_over > ROUNDS_OVER_MAX) {
                 break;
             }
         }
@@ -57,8 +63,9 @@ impl<C> Watcher<C> {
             self.engine.complete(&mut self.backend, completion);
         }
         self.reaped = reaped;
-        self.engine.expire(&mut self.backend);
-        again
+        // What ran out of time is still to be taken back from the kernel.
+        let expired = self.engine.expire(&mut self.backend);
+        Ok(again? || expired)
     }
 
     fn prepare(&mut self) {
@@ -71,14 +78,14 @@ impl<C> Watcher<C> {
     }
 
     /// How long this round may sleep: not if there is something to do.
-    fn patience(&self, limit: Until) -> Until {
+    fn patience(&mut self, limit: Until) -> Until {
         let has_work =
             !self.engine.out.is_empty() || self.engine.has_dirty() || self.engine.is_over();
         if has_work || limit == Until::Now {
             return Until::Now;
         }
         self.inbox.waker.sleep();
-        if self.was_woken() {
+        if self.was_woken() || self.can_serve() {
             return Until::Now;
         }
         match (limit, self.engine.next_time()) {
@@ -98,13 +105,18 @@ impl<C> Watcher<C> {
 
     /// Before an empty-handed return: whoever polls our descriptor must be woken from now on.
     /// False if there is work after all.
-    fn fell_asleep(&self) -> bool {
+    fn fell_asleep(&mut self) -> bool {
         if !self.nested.get() {
             return true;
         }
         self.backend.arm(self.engine.next_time());
         self.inbox.waker.sleep();
-        !self.was_woken()
+        !self.was_woken() && !self.can_serve()
+    }
+
+    /// Whether reads wait for a buffer that is there: the kernel has it, for reads without data.
+    fn can_serve(&mut self) -> bool {
+        self.engine.has_starved() && self.backend.swap_room_bytes() > 0
     }
 
     /// Takes the messages of other threads.

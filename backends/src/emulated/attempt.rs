@@ -181,7 +181,8 @@ impl Engine {
                     }
                 }
                 Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
-                Err(errno) if concerns_one_connection(errno) => {}
+                Err(Errno(libc::EINTR)) => {}
+                Err(errno) if errno.is_lost_connection() => {}
                 Err(errno) => return self.finish(slot, Lane::Read, Err(errno), sink),
             }
         }
@@ -286,22 +287,4 @@ impl Engine {
 #[inline]
 fn leased(lease: Option<SwapBuf>) -> Payload {
     lease.map_or(Payload::None, |lease| Payload::Buffer(Buffer::from(lease)))
-}
-
-/// Whether an error of `accept(2)` is the fate of one connection, or of the network behind it,
-/// so that the next one may do better.
-fn concerns_one_connection(Errno(errno): Errno) -> bool {
-    matches!(
-        errno,
-        libc::ECONNABORTED
-            | libc::EINTR
-            | libc::EPROTO
-            | libc::ENETDOWN
-            | libc::ENOPROTOOPT
-            | libc::EHOSTDOWN
-            | libc::ENONET
-            | libc::EHOSTUNREACH
-            | libc::EOPNOTSUPP
-            | libc::ENETUNREACH
-    )
 }

@@ -74,11 +74,7 @@ impl<P: Poller> Emulated<P> {
         poller
             .add(waker.event(), WAKER, Watch::Incoming)
             .map_err(refused("watching the wake-up"))?;
-        let pool = Pool::new(
-            options.swap_buffer_size,
-            options.swap_buffers,
-            Arc::clone(&waker),
-        );
+        let pool = options.pool(&waker);
         Ok(Emulated {
             engine: Engine::new(pool),
             poller,

@@ -13,6 +13,7 @@ mod lease;
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::fmt;
+use std::ops::Add;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -90,6 +91,19 @@ unsafe impl Sync for Shared {}
 // to a thread.
 unsafe impl Send for Filling {}
 
+impl Add for PoolUse {
+    type Output = PoolUse;
+
+    fn add(self, other: PoolUse) -> PoolUse {
+        PoolUse {
+            leases: self.leases + other.leases,
+            blocks_out: self.blocks_out + other.blocks_out,
+            blocks_peak: self.blocks_peak + other.blocks_peak,
+            size_bytes: self.size_bytes + other.size_bytes,
+        }
+    }
+}
+
 impl Pool {
     /// A pool of at most `blocks_max` blocks of `block_size` bytes; memory is allocated as needed.
     pub fn new(block_size: usize, blocks_max: usize, waker: Arc<Waker>) -> Self {
@@ -117,20 +131,10 @@ impl Pool {
     /// Takes a block to fill: the one returned most recently, else a new one. `None` when the
     /// pool is dry, or the system has no memory.
     pub fn checkout(&self) -> Option<Filling> {
-        self.checkout_up_to(self.shared.blocks_max)
-    }
-
-    /// The same, but takes a new block even if the pool is dry: for rare readers that cannot wait
-    /// with the others.
-    pub fn checkout_beyond(&self) -> Option<Filling> {
-        self.checkout_up_to(usize::MAX)
-    }
-
-    fn checkout_up_to(&self, blocks_max: usize) -> Option<Filling> {
         let mut state = self.shared.lock();
         let block = match state.free.pop() {
             Some(block) => block,
-            None if state.all.len() < blocks_max => {
+            None if state.all.len() < self.shared.blocks_max => {
                 let block = Block::allocate(self.shared.block_size)?;
                 state.all.push(block);
                 // Room in the free list for every block: a return never allocates.
@@ -160,7 +164,7 @@ impl Pool {
     /// How many blocks a checkout could still get.
     pub fn blocks_available(&self) -> usize {
         let state = self.shared.lock();
-        state.free.len() + self.shared.blocks_max.saturating_sub(state.all.len())
+        state.free.len() + (self.shared.blocks_max - state.all.len())
     }
 
     /// Asks for a wake-up when a block comes back. False if one is there already.

@@ -24,14 +24,16 @@ use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
 use self::lanes::{Lanes, Load, Op};
+use self::polled::Polled;
 use crate::error::Errno;
 use crate::nest::NestTimer;
 use crate::select::Refusal;
-use crate::swap::{Filling, Pool};
+use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counting, Counts, Lane, Options, Payload, Request, Sink, SocketKind, Until,
+    Backend, Completion, Counting, Counts, Lane, Options, Payload, PoolUse, Request, Sink,
+    SocketKind, Until,
 };
 
 /// The one group of provided buffers.
@@ -56,8 +58,7 @@ pub struct Uring {
     submitter: Submitter<'static>,
     buffers: BufferRing,
     pool: Pool,
-    /// Where reads of other descriptors than sockets put their bytes.
-    polled_filling: Option<Filling>,
+    polled: Polled,
     lanes: Lanes,
     /// Completions that need no kernel.
     immediate: VecDeque<Completion>,
@@ -103,18 +104,14 @@ impl Uring {
         let buffers = BufferRing::register(&ring.submitter(), lent, abilities.incremental)
             .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
         let waker = Arc::new(Waker::new().map_err(failed("eventfd"))?);
-        let pool = Pool::new(
-            options.swap_buffer_size,
-            options.swap_buffers,
-            Arc::clone(&waker),
-        );
+        let pool = options.pool(&waker);
         let ring: &'static IoUring = Box::leak(Box::new(ring));
         let uring = Uring {
             ring,
             submitter: ring.submitter(),
             buffers,
             pool,
-            polled_filling: None,
+            polled: Polled::new(options.pool(&waker)),
             lanes: Lanes::default(),
             immediate: VecDeque::new(),
             deferred: VecDeque::new(),
@@ -149,8 +146,7 @@ impl Uring {
     #[inline]
     unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: as the caller says.
-        let full = unsafe { self.submission().push(&entry) }.is_err();
-        if full {
+        if !self.deferred.is_empty() || unsafe { self.submission().push(&entry) }.is_err() {
             self.deferred.push_back(entry);
         }
     }
@@ -169,7 +165,10 @@ impl Uring {
 
     /// Lets a wake-up end the sleep in the ring. Nested, the sleep is elsewhere.
     fn arm_wake(&mut self) {
-        if self.wake_armed || self.nest.get().is_some() {
+        if self.nest.get().is_some() {
+            return self.disarm_wake();
+        }
+        if self.wake_armed {
             return;
         }
         self.wake_armed = true;
@@ -180,6 +179,14 @@ impl Uring {
             .user_data(WOKEN);
         // SAFETY: the count is boxed, and the teardown waits for this entry or leaks the box.
         unsafe { self.push(entry) };
+    }
+
+    fn disarm_wake(&mut self) {
+        if self.wake_armed {
+            let entry = opcode::AsyncCancel::new(WOKEN).build().user_data(IGNORED);
+            // SAFETY: a cancellation names no memory.
+            unsafe { self.push(entry) };
+        }
     }
 
     /// The turn's one system call.
@@ -388,6 +395,9 @@ impl Backend for Uring {
             return;
         }
         self.cancelling += 1;
+        if self.forget_dry(slot, lane) {
+            return;
+        }
         let entry = opcode::AsyncCancel::new(lanes::encode(slot, lane))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
@@ -419,6 +429,8 @@ impl Backend for Uring {
         if sink.count > 0 || again || until == Until::Now {
             return Ok(again);
         }
+        // `until` bounds this sleep; a timer that has fired would end it at once.
+        self.timer.arm(None);
         self.counts.waits += 1;
         sys::wait_readable(self.readiness(), until)?;
         self.round(Until::Now, &mut sink)
@@ -449,6 +461,10 @@ impl Backend for Uring {
         &self.pool
     }
 
+    fn pool_use(&self) -> PoolUse {
+        self.pool.usage() + self.polled.pool_use()
+    }
+
     fn swap_room_bytes(&mut self) -> usize {
         self.buffers.room_bytes() + self.pool.blocks_available() * self.pool.block_size()
     }
@@ -463,6 +479,7 @@ impl Uring {
     fn round(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
         self.arm_wake();
         self.buffers.refill(&self.pool);
+        self.retry_polled();
         self.push_deferred();
         let until = if self.deferred.is_empty() {
             until
@@ -474,10 +491,13 @@ impl Uring {
         if let Some(nest) = self.nest.get() {
             self.counts.others += 1;
             sys::clear_event(nest.event.as_fd());
-            sys::clear_event(self.waker.event());
+            if !self.wake_armed {
+                sys::clear_event(self.waker.event());
+            }
         }
         let queue = self.submission();
         Ok(!self.completion().is_empty()
+            || !queue.is_empty()
             || queue.taskrun()
             || queue.cq_overflow()
             || !self.deferred.is_empty()

@@ -10,11 +10,63 @@ use super::entries::poll_entry;
 use super::lanes::{Load, Op, encode};
 use super::{Uring, load_payload};
 use crate::error::Errno;
-use crate::swap::Filling;
+use crate::swap::{Filling, Pool, PoolUse};
 use crate::sys;
 use crate::{Completion, Interest, Lane, Payload, Request, Sink};
 
+/// Their swap buffers: a pool of their own, because the other one's blocks are lent to the ring.
+#[derive(Debug)]
+pub(super) struct Polled {
+    pool: Pool,
+    filling: Option<Filling>,
+    /// Reads that found the pool dry; they are ready, so nothing else would wake them.
+    dry: Vec<(u32, Lane)>,
+}
+
+impl Polled {
+    pub(super) fn new(pool: Pool) -> Self {
+        Polled {
+            pool,
+            filling: None,
+            dry: Vec::new(),
+        }
+    }
+
+    pub(super) fn pool_use(&self) -> PoolUse {
+        self.pool.usage()
+    }
+}
+
 impl Uring {
+    /// Lets reads that waited for a buffer try again once there is one; else asks to be woken.
+    pub(super) fn retry_polled(&mut self) {
+        if self.polled.dry.is_empty() || self.polled.pool.sleep_hungry() {
+            return;
+        }
+        for (slot, lane) in std::mem::take(&mut self.polled.dry) {
+            self.poll_again(slot, lane);
+        }
+    }
+
+    /// Ends a read that waits for a buffer, of which the kernel knows nothing. False if it does
+    /// not wait.
+    pub(super) fn forget_dry(&mut self, slot: u32, lane: Lane) -> bool {
+        let Some(place) = self.polled.dry.iter().position(|&dry| dry == (slot, lane)) else {
+            return false;
+        };
+        self.polled.dry.swap_remove(place);
+        let load = self.end(slot, lane);
+        let result = Err(Errno(libc::ECANCELED));
+        self.immediate.push_back(Completion {
+            slot,
+            lane,
+            more: false,
+            payload: load_payload(load, &result).unwrap_or(Payload::None),
+            result,
+        });
+        true
+    }
+
     pub(super) fn start_polled(&mut self, slot: u32, lane: Lane, request: Request) {
         let (op, load) = match request {
             Request::ReadSwap => (Op::PolledSwap, Load::None),
@@ -42,6 +94,9 @@ impl Uring {
         let (result, read) = match transfer {
             Err(Errno(libc::EAGAIN | libc::EINTR)) if !self.lanes.is_cancelled(slot, lane) => {
                 return self.poll_again(slot, lane);
+            }
+            Err(Errno(libc::ENOBUFS)) if !self.lanes.is_cancelled(slot, lane) => {
+                return self.polled.dry.push((slot, lane));
             }
             Err(Errno(libc::EAGAIN | libc::EINTR)) => (Err(Errno(libc::ECANCELED)), Payload::None),
             Ok((len, read)) => (Ok(len), read),
@@ -96,11 +151,12 @@ impl Uring {
 
     fn read_swap(&mut self, slot: u32, lane: Lane, fd: i32) -> Result<(usize, Payload), Errno> {
         self.counts.reads += 1;
-        if self.polled_filling.as_ref().is_none_or(is_nearly_full) {
-            self.polled_filling = None;
-            self.polled_filling = self.pool.checkout_beyond();
+        let polled = &mut self.polled;
+        if polled.filling.as_ref().is_none_or(is_nearly_full) {
+            polled.filling = None;
+            polled.filling = polled.pool.checkout();
         }
-        let filling = self.polled_filling.as_mut().ok_or(Errno(libc::ENOMEM))?;
+        let filling = polled.filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
         let (at, room) = filling.tail();
         // SAFETY: the tail is valid for writes of `room` bytes.
         let len = unsafe { sys::read(fd, at, room) }?;

@@ -105,7 +105,7 @@ pub(super) fn prove() -> Result<Abilities, Refusal> {
 
 /// The ring for the watcher: disabled until its thread enables it.
 pub(super) fn build(abilities: Abilities, entries: u32) -> Result<IoUring, Refusal> {
-    let mut entries = entries.next_power_of_two();
+    let mut entries = entries.next_power_of_two().max(PROOF_ENTRIES);
     loop {
         match abilities.rung.build(entries, true) {
             // Memory that can be locked is limited per user: ask for less.
@@ -185,10 +185,12 @@ fn prove_receives(ring: &IoUring, incremental: bool) -> io::Result<bool> {
         .build()
         .flags(squeue::Flags::BUFFER_SELECT);
     let stream = opcode::RecvMulti::new(fd, super::BUFFER_GROUP).build();
+    let mut armed = false;
     let mut proof = [(once, b"once"), (stream, b"many")].into_iter();
     let result = proof.try_for_each(|(entry, bytes)| {
         here.write_all(bytes)?;
         let (result, flags) = run(ring, entry)?;
+        armed = cqueue::more(flags);
         let received = result.and_then(|len| {
             let id = cqueue::buffer_select(flags).ok_or(libc::EINVAL)?;
             buffers.take(id, len, flags, None).ok_or(libc::EINVAL)
@@ -199,17 +201,18 @@ fn prove_receives(ring: &IoUring, incremental: bool) -> io::Result<bool> {
             Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     });
-    // The stream is still armed: it ends with the socket, before its buffers are taken away.
+    // An armed stream ends with its socket, before its buffers are taken away.
     drop(here);
-    let _ = there.shutdown(std::net::Shutdown::Both);
-    let ended = (0..8).any(|_| {
-        let flags = wait_one(ring);
-        matches!(flags, Ok((_, flags)) if !cqueue::more(flags))
-    });
-    if result.is_ok() && !ended {
-        // Kernel memory writes can no longer be ruled out: leave the buffers to it.
-        std::mem::forget(buffers);
-        return Err(io::Error::from_raw_os_error(libc::ETIME));
+    there.shutdown(std::net::Shutdown::Both)?;
+    while armed {
+        match wait_one(ring) {
+            Ok((_, flags)) => armed = cqueue::more(flags),
+            Err(error) => {
+                // That the kernel writes cannot be ruled out: leave the buffers to it.
+                buffers.leak();
+                return Err(error);
+            }
+        }
     }
     ring.submitter().unregister_buf_ring(super::BUFFER_GROUP)?;
     result.map(|()| incremental)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
 
-use super::{IGNORED, Uring, WOKEN};
+use super::Uring;
 use crate::error::Errno;
 use crate::sys;
 use crate::{Backend, Completion, Interest, Sink};
@@ -70,13 +70,7 @@ impl Uring {
         for (slot, lane) in self.lanes.all_running() {
             self.cancel(slot, lane, false);
         }
-        if self.wake_armed {
-            let entry = io_uring::opcode::AsyncCancel::new(WOKEN)
-                .build()
-                .user_data(IGNORED);
-            // SAFETY: a cancellation names no memory.
-            unsafe { self.push(entry) };
-        }
+        self.disarm_wake();
         let until = Instant::now() + DRAIN_MAX;
         while self.in_flight() > 0 {
             self.push_deferred();
@@ -111,6 +105,8 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
+        // The registered index means another ring on another thread.
+        self.submitter = self.ring.submitter();
         let drained = !self.bound || self.drain();
         let ring: *const IoUring = self.ring;
         // SAFETY: `Uring::new` leaked this box. `submitter` refers to it, but has no drop code
