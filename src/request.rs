@@ -8,10 +8,30 @@ use gaio_backends::{Address, Buffer, Credit, Doing, ErrorKind, Interest};
 use slab::Slab;
 use std::net::Shutdown;
 
-use crate::results::Operation;
-
 /// No request: the end of a list.
 pub(crate) const NONE: u32 = u32::MAX;
+
+/// What kind of request a result belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// `read`, `read_timeout`, `read_full`, `read_stream`.
+    Read,
+    /// `write`, `write_timeout`.
+    Write,
+    /// `accept`, `accept_one`.
+    Accept,
+    /// `connect`, `connect_from`.
+    Connect,
+    /// `shutdown`.
+    Shutdown,
+    /// `ready`.
+    Ready,
+    /// `timer`.
+    Timer,
+    /// [`Remote::post`](crate::Remote::post).
+    Post,
+}
 
 /// A request's number: never used twice, not even by different watchers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

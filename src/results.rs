@@ -7,32 +7,10 @@ use std::slice;
 use gaio_backends::{Buffer, Error, Result};
 
 use crate::conn::Conn;
-use crate::request::OpId;
+use crate::request::{OpId, Operation};
 
 /// How many results a turn gives at most, unless the program says otherwise.
 const MAX_DEFAULT: usize = 256;
-
-/// What kind of request a result belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Operation {
-    /// `read`, `read_timeout`, `read_full`, `read_stream`.
-    Read,
-    /// `write`, `write_timeout`.
-    Write,
-    /// `accept`, `accept_one`.
-    Accept,
-    /// `connect`, `connect_from`.
-    Connect,
-    /// `shutdown`.
-    Shutdown,
-    /// `ready`.
-    Ready,
-    /// `timer`.
-    Timer,
-    /// [`Remote::post`](crate::Remote::post).
-    Post,
-}
 
 /// One finished operation, or one step of a stream.
 #[derive(Debug)]

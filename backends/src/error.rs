@@ -305,3 +305,14 @@ impl From<io::Error> for Errno {
         Errno(error.raw_os_error().unwrap_or(libc::EIO))
     }
 }
+
+/// Why a backend could not be built: which step failed, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// What was tried.
+    pub step: &'static str,
+    /// What the system said.
+    pub errno: Errno,
+    /// What the user can do.
+    pub advice: &'static str,
+}

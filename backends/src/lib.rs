@@ -36,7 +36,7 @@ use std::time::Instant;
 pub use address::Address;
 pub use batch::Batch;
 pub use buffer::Buffer;
-pub use error::{Doing, Errno, Error, ErrorKind, Result};
+pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
 use sink::Counting;
 pub use sink::Sink;

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 #[cfg(gaio_epoll)]
 use crate::emulated::{Emulated, epoll::Epoll};
-use crate::error::{Doing, Errno, Error, ErrorKind, Result};
+use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
 use crate::{
@@ -67,17 +67,6 @@ pub struct Declined {
     error: Error,
     step: &'static str,
     advice: &'static str,
-}
-
-/// Why a backend could not be built: which step failed, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Refusal {
-    /// What was tried.
-    pub step: &'static str,
-    /// What the system said.
-    pub errno: Errno,
-    /// What the user can do.
-    pub advice: &'static str,
 }
 
 /// The backend that was chosen.

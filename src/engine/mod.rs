@@ -22,8 +22,8 @@ use crate::conn::{Conn, ConnIds};
 use crate::conn_table::{ConnTable, Phase, Stage};
 use crate::deadlines::Deadlines;
 use crate::inbox::Message;
-use crate::request::{Held, OpId, OpIds, Order, Pending, Requests, What};
-use crate::results::{OpResult, Operation};
+use crate::request::{Held, OpId, OpIds, Operation, Order, Pending, Requests, What};
+use crate::results::OpResult;
 
 /// Everything a watcher knows that is not the kernel's.
 #[derive(Debug)]

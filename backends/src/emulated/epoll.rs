@@ -11,7 +11,7 @@ use libc::{
 use super::poller::{Poller, Readiness, Watch};
 use crate::Until;
 use crate::error::Errno;
-use crate::select::Refusal;
+use crate::error::Refusal;
 use crate::sys;
 
 /// Events collected in one call: 12 KiB of memory.

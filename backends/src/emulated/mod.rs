@@ -31,8 +31,8 @@ use self::engine::{Engine, restore_mode};
 use self::poller::{Poller, Watch};
 use self::slot::Flags;
 use crate::error::Errno;
+use crate::error::Refusal;
 use crate::nest::NestTimer;
-use crate::select::Refusal;
 use crate::{
     Backend, Counting, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker, sys,
 };

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::Until;
 use crate::error::Errno;
-use crate::select::Refusal;
+use crate::error::Refusal;
 
 /// An edge-triggered readiness poller.
 ///

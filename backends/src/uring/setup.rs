@@ -13,7 +13,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::buffer_ring::BufferRing;
 use crate::error::Errno;
-use crate::select::Refusal;
+use crate::error::Refusal;
 use crate::swap::Pool;
 use crate::wake::Waker;
 
