@@ -132,6 +132,21 @@ backends! {
         }
     }
 
+    fn unstarted_read_gives_back_nothing_read(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        watcher.read("first", conn, vec![7; 10]).unwrap();
+        let queued = watcher.read("queued", conn, vec![7; 10]).unwrap();
+        quiet(&mut watcher);
+        assert!(watcher.cancel(queued));
+        let res = next(&mut watcher);
+        assert_eq!(
+            (res.context, error_kind(&res)),
+            ("queued", Some(ErrorKind::Cancelled))
+        );
+        assert_eq!((res.size, &*res.buffer), (0, &b""[..]));
+        assert_eq!(res.buffer.recycle(), Some(vec![7; 10]));
+    }
+
     fn cancel_queued_write_leaves_no_byte(kind: BackendKind) {
         let (mut watcher, conn, mut peer) = connected(kind);
         watcher.write("first", conn, pattern_vec(0, MUCH)).unwrap();

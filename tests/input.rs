@@ -10,15 +10,14 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
-use common::process::in_child;
+use common::process::{in_child, take_all_descriptors};
 use common::{
-    GLANCE, PATIENCE, backends, builder, close_and_collect, collect, connected, error_kind,
-    is_pattern, listener, next, pair, pattern_vec, quiet, read_pattern, reset, turn, watcher,
-    write_pattern,
+    GLANCE, PATIENCE, backends, builder, close_and_collect, collect, connect_to, connected,
+    error_kind, is_pattern, listener, next, pair, pattern_vec, quiet, read_pattern, reset, turn,
+    watcher, write_pattern,
 };
 use gaio::{
     BackendKind, Buffer, Builder, Conn, Error, ErrorKind, OpId, Operation, Rejected, Remote,
@@ -297,23 +296,6 @@ backends! {
     }
 }
 
-/// Lowers this process's limit, and opens all descriptors that are left.
-fn take_all_descriptors() -> Vec<OwnedFd> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is valid for both calls.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
-        limit.rlim_cur = 64;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
-    }
-    std::iter::from_fn(|| File::open("/dev/null").ok())
-        .map(OwnedFd::from)
-        .collect()
-}
-
 /// One result of accepting: a connection, or the error that there are no descriptors.
 fn take_accept(watcher: &mut Watcher, accepted: &mut Vec<Conn>, errors: &mut usize) {
     let res = next(watcher);
@@ -324,6 +306,40 @@ fn take_accept(watcher: &mut Watcher, accepted: &mut Vec<Conn>, errors: &mut usi
             assert_eq!(res.error.unwrap().raw_os_error(), Some(libc::EMFILE));
             *errors += 1;
         }
+    }
+}
+
+// Small options
+
+backends! {
+    /// A queue with room for less than a turn needs: all goes on, only slower, and time passes.
+    fn smallest_queue_depth(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            for depth in [1, 2] {
+                let mut watcher = builder(kind).queue_depth(depth).build().unwrap();
+                let mut pairs: Vec<_> = (0..4).map(|_| connect_to(&mut watcher)).collect();
+                for round in 0..3 {
+                    for (conn, _) in &pairs {
+                        watcher.read((), *conn, None).unwrap();
+                    }
+                    assert_eq!(
+                        watcher.wait_io_timeout(&mut Results::new(), GLANCE * 7),
+                        Ok(0),
+                        "nothing was sent"
+                    );
+                    for (at, (_, peer)) in pairs.iter_mut().enumerate() {
+                        write_pattern(peer, at + round, 10);
+                    }
+                    for res in collect(&mut watcher, pairs.len()) {
+                        watcher.write((), res.conn, res.buffer).unwrap();
+                    }
+                    collect(&mut watcher, pairs.len());
+                    for (at, (_, peer)) in pairs.iter_mut().enumerate() {
+                        read_pattern(peer, at + round, 10);
+                    }
+                }
+            }
+        });
     }
 }
 

@@ -76,6 +76,32 @@ backends! {
         assert_eq!((count, error), (1, Some(ErrorKind::ConnClosed)));
     }
 
+    /// Requests that queue behind a stream that waits for leases do not make it read on.
+    fn paused_stream_stays_paused(kind: BackendKind) {
+        const SIZE: usize = 1024;
+        let builder = builder(kind).swap_buffer_size(SIZE).swap_buffers(256);
+        let mut watcher = builder.stream_window(4 * SIZE).build().unwrap();
+        let (conn, mut peer) = connect_to(&mut watcher);
+        let stream = watcher.read_stream(conn, conn).unwrap();
+        write_pattern(&mut peer, 0, 64 * SIZE); // The sockets take that much at once.
+        let mut held = Vec::new();
+        let mut results = Results::new();
+        while watcher.wait_io_timeout(&mut results, GLANCE).unwrap() > 0 {
+            held.extend(results.drain());
+        }
+        let bytes: usize = held.iter().map(|res| res.size).sum();
+        for _ in 0..50 {
+            watcher.read(conn, conn, vec![0; 10]).unwrap();
+            watcher
+                .wait_io_timeout(&mut results, GLANCE / 10)
+                .unwrap();
+            held.extend(results.drain());
+        }
+        let more = held.iter().map(|res| res.size).sum::<usize>() - bytes;
+        assert!(more <= SIZE, "{more} bytes more than {bytes}");
+        assert!(held.iter().all(|res| res.op == stream && res.error.is_none()));
+    }
+
     /// Nobody drops leases: the stream stops within its window, another connection goes on, and all
     /// bytes arrive once the leases are dropped.
     fn read_stream_back_pressure(kind: BackendKind) {

@@ -6,13 +6,14 @@
 mod common;
 
 use std::collections::{HashSet, VecDeque};
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use bytes::Bytes;
 use common::*;
-use gaio::{BackendKind, Conn, OpResult, Results, SwapBuf, Watcher};
+use gaio::{BackendKind, Conn, ErrorKind, OpResult, Results, SwapBuf, Watcher};
 
 backends! {
     fn swap_data_intact(kind: BackendKind) {
@@ -217,6 +218,76 @@ backends! {
             assert!(is_pattern(res.context, res.data()));
         }
         drop(peers);
+    }
+
+    /// Idle connections wait first in line for the one buffer: it goes to who has data.
+    fn starved_reads_with_room(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (mut conns, mut peers): (Vec<_>, Vec<_>) = (0..4)
+            .map(|_| {
+                let (ours, peer) = UnixStream::pair().unwrap();
+                (watcher.delegate(ours).unwrap(), peer)
+            })
+            .unzip();
+        peers[0].write_all(pattern(0, 4096)).unwrap();
+        watcher.read("first", conns.remove(0), None).unwrap();
+        let lease = next(&mut watcher);
+        assert_eq!(lease.size, 4096);
+        peers[3].write_all(b"C").unwrap();
+        for (context, conn) in ["A", "B", "C"].into_iter().zip(conns) {
+            watcher.read(context, conn, None).unwrap();
+            quiet(&mut watcher);
+        }
+        drop(lease);
+        let res = next(&mut watcher);
+        assert_eq!((res.context, res.data()), ("C", &b"C"[..]));
+        drop(res);
+        for (at, context) in [(2, "B"), (1, "A")] {
+            peers[at].write_all(context.as_bytes()).unwrap();
+            let res = next(&mut watcher);
+            assert_eq!((res.context, res.data()), (context, context.as_bytes()));
+        }
+    }
+
+    /// Of a pipe, too, no more is read than the buffers take; the reads wait for leases.
+    fn pool_limit_holds_for_pipes(kind: BackendKind) {
+        const SIZE: usize = 4096;
+        const ALL: usize = 12 * SIZE;
+        let small = builder(kind).swap_buffer_size(SIZE).swap_buffers(2);
+        let mut watcher = small.build().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        write_pattern(&mut writer, 0, ALL); // It takes that much at once.
+        let conn = watcher.delegate(reader).unwrap();
+        let mut held = read_until_dry(&mut watcher, conn);
+        let limit = 2 * 2 * SIZE; // Pipes may have a pool of their own, beside that of sockets.
+        assert!(watcher.stats().swap_bytes <= limit);
+        let mut seen = 0;
+        for lease in &held {
+            assert!(is_pattern(seen, lease));
+            seen += lease.len();
+        }
+        assert!(seen <= limit, "{seen} bytes");
+
+        held.pop();
+        let res = next(&mut watcher); // The read that waited.
+        assert!(is_pattern(seen, res.data()) && res.error.is_none());
+        seen += res.size;
+        let op = watcher.read((), conn, None).unwrap();
+        quiet(&mut watcher);
+        assert!(watcher.cancel(op), "it waits");
+        assert_eq!(
+            error_kind(&next(&mut watcher)),
+            Some(ErrorKind::Cancelled)
+        );
+
+        drop((held, res));
+        while seen < ALL {
+            watcher.read((), conn, None).unwrap();
+            let res = next(&mut watcher);
+            assert!(is_pattern(seen, res.data()) && res.error.is_none());
+            seen += res.size;
+        }
+        assert!(watcher.stats().swap_bytes <= limit);
     }
 
     fn recycle_reads_again_the_same_way(kind: BackendKind) {

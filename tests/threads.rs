@@ -6,18 +6,19 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::process::{in_child, take_all_descriptors};
 use common::{
-    PATIENCE, backends, close_and_collect, collect, connect_to, connected, error_kind, listener,
-    next, pair, quiet, readable, turn, watcher,
+    PATIENCE, Random, assert_closed, backends, close_and_collect, collect, connect_to, connected,
+    error_kind, listener, next, pair, quiet, readable, turn, until, watcher,
 };
 use gaio::{BackendKind, Conn, ErrorKind, Interest, OpResult, Operation, Remote, Results, Watcher};
 
@@ -256,6 +257,28 @@ backends! {
         }
         quiet(&mut watcher);
     }
+
+    /// Connects that get no socket use up no place in the program's tables.
+    fn failed_remote_connects_leak_no_index(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let mut watcher = watcher(kind);
+            let remote = watcher.remote();
+            quiet(&mut watcher);
+            let fillers = take_all_descriptors();
+            for round in 0..1_000 {
+                let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
+                let conn = remote.connect(round, nowhere, PATIENCE).unwrap();
+                let res = next(&mut watcher);
+                assert_eq!((res.context, res.conn), (round, conn));
+                assert_eq!(res.error.unwrap().raw_os_error(), Some(libc::EMFILE));
+                watcher.free(conn);
+            }
+            drop(fillers);
+            quiet(&mut watcher);
+            let (conn, _peer) = connect_to(&mut watcher);
+            assert!(conn.index() < 10, "index {}", conn.index());
+        });
+    }
 }
 
 // Wake-ups
@@ -427,6 +450,33 @@ backends! {
         peer.write_all(b"home").unwrap();
         assert_eq!(next(&mut watcher).data(), b"home");
     }
+
+    fn dropped_on_a_thread_with_its_own(kind: BackendKind) {
+        let (mut own, conn, mut peer) = connected(kind);
+        let (other, mut other_peer) = connect_to(&mut own);
+        own.read(1, conn, None).unwrap();
+        own.read(2, other, vec![0; 8]).unwrap();
+        quiet(&mut own);
+        thread::scope(|scope| {
+            let (send, sent) = mpsc::channel();
+            let (_stay, may_end) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                let (mut theirs, conn, peer) = connected(kind);
+                theirs.read((), conn, None).unwrap();
+                quiet(&mut theirs); // It belongs to this thread now.
+                send.send((theirs, peer)).unwrap();
+                let _ = may_end.recv();
+            });
+            let (theirs, mut their_peer) = sent.recv_timeout(PATIENCE).unwrap();
+            drop(theirs);
+            assert_closed(&mut their_peer);
+            for (number, peer) in [(1, &mut peer), (2, &mut other_peer)] {
+                peer.write_all(b"data").unwrap();
+                let res = next(&mut own);
+                assert_eq!((res.context, res.data()), (number, &b"data"[..]));
+            }
+        });
+    }
 }
 
 // Nested
@@ -538,6 +588,106 @@ backends! {
             assert_eq!(results[0].data(), b"data");
         }
     }
+}
+
+/// What another loop would keep of the watcher: its descriptor, asked for once.
+fn descriptor<C>(watcher: &Watcher<C>) -> OwnedFd {
+    watcher.as_fd().try_clone_to_owned().unwrap()
+}
+
+backends! {
+    /// Between the last look at the results and `poll(2)` a deadline may pass, and must not be lost.
+    fn nested_deadline_is_not_lost(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        let descriptor = descriptor(&watcher);
+        let mut random = Random::new(7);
+        for round in 0..2_000 {
+            let after = Duration::from_micros(20 + random.below(980) as u64);
+            let deadline = Instant::now() + after;
+            watcher.read_timeout(round, conn, None, deadline).unwrap();
+            // In every other round the last look is just before the deadline.
+            let close = Duration::from_micros(random.below(30) as u64);
+            let look_until = deadline - if round % 2 == 0 { after } else { close };
+            let mut results = settle(&mut watcher);
+            while results.is_empty() {
+                let poll = Instant::now() >= look_until;
+                let within = if poll { PATIENCE / 6 } else { Duration::ZERO };
+                let ready = readable(&descriptor, within);
+                assert!(ready || !poll, "the deadline of round {round} was lost");
+                results = settle(&mut watcher);
+            }
+            assert_eq!(results.len(), 1);
+            let expected = (round, Some(ErrorKind::Deadline));
+            assert_eq!((results[0].context, error_kind(&results[0])), expected);
+        }
+    }
+
+    fn nested_timer_does_not_spin(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        watcher.timer("timer", Duration::from_millis(20)).unwrap();
+        watcher.as_fd();
+        assert_eq!(next(&mut watcher).context, "timer");
+        watcher.read("read", conn, None).unwrap();
+        let before = watcher.stats().kernel_calls;
+        let count = watcher.wait_io_timeout(&mut Results::new(), Duration::from_millis(200));
+        assert_eq!(count, Ok(0));
+        let calls = watcher.stats().kernel_calls - before;
+        assert!(calls < 50, "{calls} system calls in a silent while");
+        peer.write_all(b"data").unwrap();
+        assert_eq!(next(&mut watcher).data(), b"data");
+    }
+
+    /// Two loops wait for the bytes of one pipe. Who comes too late waits for the next byte, and
+    /// who has stopped reading takes none.
+    fn nested_pipe_shared_by_two(kind: BackendKind) {
+        const ALL: usize = 5_000;
+        let (reader, writer) = io::pipe().unwrap();
+        let seen = &AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let (_others, may_end) = mpsc::channel::<()>();
+            let other = reader.try_clone().unwrap();
+            scope.spawn(move || {
+                let _idle = nested_reader(kind, reader, ALL / 10, seen);
+                let _ = may_end.recv();
+            });
+            scope.spawn(move || nested_reader(kind, other, usize::MAX, seen));
+            let mut writer = writer; // The pipe ends with this scope.
+            let mut random = Random::new(12);
+            for sent in 1..=ALL {
+                writer.write_all(b"x").unwrap();
+                (0..random.below(3_000)).for_each(|_| std::hint::spin_loop());
+                if sent % 50 == 0 {
+                    until("all was read", || seen.load(Ordering::Relaxed) == sent);
+                }
+            }
+        });
+    }
+}
+
+/// Reads a pipe byte by byte in a loop around `poll(2)`, up to its end or so many bytes.
+fn nested_reader(
+    kind: BackendKind,
+    pipe: impl Into<OwnedFd>,
+    at_most: usize,
+    seen: &AtomicUsize,
+) -> Watcher {
+    let mut watcher = watcher(kind);
+    let conn = watcher.delegate(pipe).unwrap();
+    let descriptor = descriptor(&watcher);
+    for _ in 0..at_most {
+        watcher.read((), conn, vec![0; 1]).unwrap();
+        let mut results = settle(&mut watcher);
+        while results.is_empty() {
+            assert!(readable(&descriptor, PATIENCE), "it sleeps too well");
+            results = settle(&mut watcher);
+        }
+        assert_eq!((results.len(), results[0].error), (1, None));
+        if results[0].is_eof() {
+            break;
+        }
+        seen.fetch_add(1, Ordering::Relaxed);
+    }
+    watcher
 }
 
 // Fairness

@@ -7,12 +7,13 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    PATIENCE, backends, collect, connect_to, connected, error_kind, is_pattern, next, pair,
-    pattern_vec, quiet, read_pattern, turn, watcher,
+    PATIENCE, backends, builder, collect, connect_to, connected, error_kind, is_pattern, next,
+    pair, pattern_vec, quiet, read_pattern, turn, watcher,
 };
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, OpResult, Operation, Results, Watcher};
 use socket2::SockRef;
@@ -321,6 +322,40 @@ backends! {
             assert!(!watcher.cancel(op), "finished");
         }
         quiet(&mut watcher);
+    }
+
+    /// Each turn more connections are ready than one turn can start operations.
+    fn timer_under_load(kind: BackendKind) {
+        const TALKERS: usize = 50;
+        let mut watcher = builder(kind).queue_depth(8).build().unwrap();
+        for _ in 0..TALKERS {
+            let (one, other) = UnixStream::pair().unwrap();
+            for end in [one, other] {
+                let conn = watcher.delegate(end).unwrap();
+                watcher.read("talk", conn, vec![0; 1]).unwrap();
+                watcher.write("talk", conn, "x").unwrap();
+            }
+        }
+        let start = Instant::now();
+        watcher.timer("timer", ms(20)).unwrap();
+        let mut results = Results::new();
+        let mut fired = false;
+        while !fired {
+            assert!(start.elapsed() < PATIENCE / 3, "the timer starves");
+            turn(&mut watcher, &mut results);
+            for res in results.drain() {
+                match res.operation {
+                    Operation::Timer => fired = true,
+                    Operation::Read => {
+                        watcher.write("talk", res.conn, res.buffer).unwrap();
+                    }
+                    _ => {
+                        watcher.read("talk", res.conn, vec![0; 1]).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(start.elapsed() >= ms(20));
     }
 
     fn timers_10k_all_once(kind: BackendKind) {

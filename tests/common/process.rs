@@ -3,9 +3,11 @@
 //! their own live there. Each ends with the test that started it.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::iter;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use gaio::BackendKind;
@@ -140,6 +142,23 @@ pub fn raise_descriptor_limit() -> usize {
         assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
     }
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
+/// Lowers this process's limit, and opens all descriptors that are left.
+pub fn take_all_descriptors() -> Vec<OwnedFd> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is valid for both calls.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        limit.rlim_cur = 64;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
+    }
+    iter::from_fn(|| File::open("/dev/null").ok())
+        .map(OwnedFd::from)
+        .collect()
 }
 
 /// How many of `wanted` connections this process can have. Says so if they are fewer.
