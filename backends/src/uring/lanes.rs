@@ -245,9 +245,9 @@ impl Lanes {
             .collect()
     }
 
-    /// Leaves to the kernel what it may still use.
-    pub(super) fn leak_loads(&mut self) {
-        std::mem::forget(std::mem::take(&mut self.loads));
+    /// Everything that the kernel may still use.
+    pub(super) fn take_loads(&mut self) -> Slab<Load> {
+        std::mem::take(&mut self.loads)
     }
 }
 

@@ -14,6 +14,7 @@ mod teardown;
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -56,7 +57,7 @@ pub struct Uring {
     ring: &'static IoUring,
     /// Kept, because it knows the registered index of the ring.
     submitter: Submitter<'static>,
-    buffers: BufferRing,
+    buffers: ManuallyDrop<BufferRing>,
     pool: Pool,
     polled: Polled,
     lanes: Lanes,
@@ -73,7 +74,7 @@ pub struct Uring {
     bound: bool,
     nest: OnceCell<Nest>,
     timer: NestTimer,
-    tombstone: teardown::Tombstone,
+    tombstone: ManuallyDrop<teardown::Tombstone>,
     counts: Counts,
 }
 
@@ -97,6 +98,7 @@ impl Uring {
     /// The step that failed, and how.
     pub fn new(options: &Options) -> Result<(Self, Vec<&'static str>), Refusal> {
         let failed = |step| move |errno: Errno| setup::refusal(step, &errno.into());
+        teardown::sweep_graveyard();
         let abilities = setup::prove()?;
         let ring = setup::build(abilities, options.queue_depth as u32)?;
         let tombstone = teardown::Tombstone::bury(&ring).map_err(failed("io_uring_register"))?;
@@ -109,7 +111,7 @@ impl Uring {
         let uring = Uring {
             ring,
             submitter: ring.submitter(),
-            buffers,
+            buffers: ManuallyDrop::new(buffers),
             pool,
             polled: Polled::new(options.pool(&waker)),
             lanes: Lanes::default(),
@@ -122,7 +124,7 @@ impl Uring {
             bound: false,
             nest: OnceCell::new(),
             timer: NestTimer::default(),
-            tombstone,
+            tombstone: ManuallyDrop::new(tombstone),
             counts: Counts::default(),
         };
         Ok((uring, abilities.features()))

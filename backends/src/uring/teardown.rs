@@ -4,14 +4,19 @@
 //! returned. So everything is cancelled and waited for first. Where that is impossible, because
 //! another thread than the ring's drops it, the *tombstone* tells: a pipe whose write end only
 //! the ring holds, so that its read end hangs up when the last operation is gone. If it does not
-//! in time, the memory is leaked.
+//! in time, the memory is kept aside until it has.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
+use slab::Slab;
 
 use super::Uring;
+use super::buffer_ring::BufferRing;
+use super::lanes::Load;
 use crate::error::Errno;
 use crate::sys;
 use crate::{Backend, Completion, Interest, Sink};
@@ -32,11 +37,15 @@ impl Tombstone {
         Ok(Tombstone(read.into()))
     }
 
+    fn has_hung_up(&self) -> bool {
+        sys::is_ready(self.0.as_raw_fd(), Interest::Readable) == Ok(true)
+    }
+
     /// Whether the ring is gone, after waiting a bounded time.
-    fn hung_up(&self) -> bool {
+    fn hangs_up(&self) -> bool {
         let until = Instant::now() + HANGUP_MAX;
         loop {
-            if sys::is_ready(self.0.as_raw_fd(), Interest::Readable) == Ok(true) {
+            if self.has_hung_up() {
                 return true;
             }
             if Instant::now() > until {
@@ -45,6 +54,23 @@ impl Tombstone {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// What the kernel may still write to, or read from, after its ring was closed.
+struct Remains {
+    tombstone: Tombstone,
+    _loads: Slab<Load>,
+    _buffers: BufferRing,
+    _wake_count: Box<u64>,
+}
+
+/// Remains of rings that did not end in time: their threads kept them.
+static GRAVEYARD: Mutex<Vec<Remains>> = Mutex::new(Vec::new());
+
+/// Frees the remains of rings that have ended since.
+pub(super) fn sweep_graveyard() {
+    let mut graves = GRAVEYARD.lock().unwrap_or_else(PoisonError::into_inner);
+    graves.retain(|remains| !remains.tombstone.has_hung_up());
 }
 
 /// Takes what the last operations bring back, and drops it.
@@ -112,12 +138,26 @@ impl Drop for Uring {
         // SAFETY: `Uring::new` leaked this box. `submitter` refers to it, but has no drop code
         // and is not used again; nor is `ring`.
         drop(unsafe { Box::from_raw(ring.cast_mut()) });
-        if drained || self.tombstone.hung_up() {
-            return;
+        let ended = drained || self.tombstone.hangs_up();
+        if !ended {
+            self.shut_down_running();
         }
-        self.shut_down_running();
-        self.lanes.leak_loads();
-        self.buffers.leak();
-        Box::leak(std::mem::take(&mut self.wake_count));
+        // SAFETY: taken once, here, and not used afterwards.
+        let (tombstone, buffers) = unsafe {
+            (
+                ManuallyDrop::take(&mut self.tombstone),
+                ManuallyDrop::take(&mut self.buffers),
+            )
+        };
+        let remains = Remains {
+            tombstone,
+            _loads: self.lanes.take_loads(),
+            _buffers: buffers,
+            _wake_count: std::mem::take(&mut self.wake_count),
+        };
+        if !ended {
+            let mut graves = GRAVEYARD.lock().unwrap_or_else(PoisonError::into_inner);
+            graves.push(remains);
+        }
     }
 }
