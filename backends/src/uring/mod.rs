@@ -179,7 +179,7 @@ impl Uring {
         let entry = opcode::Read::new(event, at.cast(), 8)
             .build()
             .user_data(WOKEN);
-        // SAFETY: the count is boxed, and the teardown waits for this entry or leaks the box.
+        // SAFETY: the count is boxed, and the teardown waits for this entry or keeps the box.
         unsafe { self.push(entry) };
     }
 
@@ -386,7 +386,7 @@ impl Backend for Uring {
             Err(errno) => return self.refuse(slot, lane, errno),
         };
         // SAFETY: buffers, header and address lie in the load, on the heap; the table of lanes
-        // keeps the load until the last completion, the teardown likewise or leaks it. Lent swap
+        // keeps the load until the last completion, the teardown likewise or keeps it. Lent swap
         // buffers are kept by the buffer ring in the same way.
         unsafe { self.push(entry.user_data(lanes::encode(slot, lane))) };
     }
