@@ -402,13 +402,15 @@ pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
     unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }
 
-/// Takes an eventfd back to zero, without blocking if it is.
-pub(crate) fn clear_event(fd: BorrowedFd<'_>) {
-    let mut count = [0u8; 8];
-    if is_ready(fd.as_raw_fd(), Interest::Readable) == Ok(true) {
-        // SAFETY: eight bytes, borrowed for the call. It is readable, and has this one reader.
-        unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+/// Takes an eventfd back to zero, without blocking if it is. Returns how many calls that took.
+pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> u64 {
+    if is_ready(fd.as_raw_fd(), Interest::Readable) != Ok(true) {
+        return 1;
     }
+    let mut count = [0u8; 8];
+    // SAFETY: eight bytes, borrowed for the call. It is readable, and has this one reader.
+    unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    2
 }
 
 /// A close-on-exec `timerfd(2)` on the monotonic clock.

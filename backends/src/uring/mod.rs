@@ -1,9 +1,10 @@
 //! The native backend: the kernel does the reads and writes and says when they are done.
 //!
 //! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
-//! `setup` gets the ring, `entries` tells it what to do, `buffer_ring` lends it swap buffers, `lanes` remembers what runs,
-//! `polled` does reads and writes for descriptors that are not sockets, `teardown` ends it
-//! all without the kernel writing into freed memory. This file submits and reaps.
+//! `setup` gets the ring, `entries` tells it what to do, `buffer_ring` lends it swap buffers,
+//! `lanes` remembers what runs, `polled` does reads and writes for descriptors that are not
+//! sockets, `teardown` ends it all without the kernel writing into freed memory. This file submits
+//! and reaps.
 
 mod buffer_ring;
 mod entries;
@@ -491,10 +492,9 @@ impl Uring {
         self.enter(until)?;
         self.reap(sink);
         if let Some(nest) = self.nest.get() {
-            self.counts.others += 1;
-            sys::clear_event(nest.event.as_fd());
+            self.counts.others += sys::clear_event(nest.event.as_fd());
             if !self.wake_armed {
-                sys::clear_event(self.waker.event());
+                self.counts.others += sys::clear_event(self.waker.event());
             }
         }
         let queue = self.submission();
