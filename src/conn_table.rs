@@ -4,7 +4,7 @@
 use gaio_backends::{Lane, SocketKind, reserve_gently};
 
 use crate::conn::Conn;
-use crate::request::{NONE, Requests};
+use crate::request::{NONE, Removed, Requests};
 
 /// All connections, by slot.
 #[derive(Debug, Default)]
@@ -153,51 +153,57 @@ impl ConnTable {
         self.slots.iter().enumerate().filter_map(open).collect()
     }
 
-    /// Appends a request to a lane.
-    #[inline]
+    /// Appends a request to a lane. True if it is the first there and the lane was in no list:
+    /// now it is to be started.
+    #[inline(always)]
     pub(crate) fn push<C>(
         &mut self,
         requests: &mut Requests<C>,
         slot: u32,
         lane: Lane,
-        index: u32,
-    ) {
+        key: u32,
+    ) -> bool {
         let Some(queue) = self.lane_mut(slot, lane) else {
-            return;
+            return false;
         };
-        let tail = std::mem::replace(&mut queue.tail, index);
+        let tail = std::mem::replace(&mut queue.tail, key);
         if tail == NONE {
-            queue.head = index;
-            return;
+            queue.head = key;
+            let fresh = queue.stage == Stage::None;
+            queue.stage = if fresh { Stage::Dirty } else { queue.stage };
+            return fresh;
         }
-        if let Some(last) = requests.get_mut(tail) {
-            last.next = index;
-        }
-        if let Some(new) = requests.get_mut(index) {
-            new.prev = tail;
-        }
+        link(requests, tail, key);
+        false
     }
 
-    /// Takes a request out of its lane, wherever it stands.
-    #[inline]
+    /// Takes a request out of its lane, wherever it stands. The state of its connection.
+    #[inline(always)]
     pub(crate) fn unlink<C>(
         &mut self,
         requests: &mut Requests<C>,
-        slot: u32,
-        lane: Lane,
-        prev: u32,
-        next: u32,
-    ) {
-        let Some(queue) = self.lane_mut(slot, lane) else {
-            return;
-        };
-        match requests.get_mut(prev) {
-            Some(before) => before.next = next,
-            None => queue.head = next,
+        gone: &Removed<C>,
+    ) -> Option<&mut ConnState> {
+        let state = self.get_mut(gone.slot)?;
+        let queue = state.lane_mut(gone.lane);
+        match requests.get_mut(gone.prev) {
+            Some(before) => before.next = gone.next,
+            None => queue.head = gone.next,
         }
-        match requests.get_mut(next) {
-            Some(after) => after.prev = prev,
-            None => queue.tail = prev,
+        match requests.get_mut(gone.next) {
+            Some(after) => after.prev = gone.prev,
+            None => queue.tail = gone.prev,
         }
+        Some(state)
+    }
+}
+
+/// Makes `next` the neighbour behind `prev`.
+fn link<C>(requests: &mut Requests<C>, prev: u32, next: u32) {
+    if let Some(before) = requests.get_mut(prev) {
+        before.next = next;
+    }
+    if let Some(after) = requests.get_mut(next) {
+        after.prev = prev;
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use gaio_backends::{
-    Address, Buffer, Credit, Doing, Errno, Error, ErrorKind, Result, SocketKind, classify,
+    Address, Buffer, Credit, Doing, Errno, Error, ErrorKind, Load, Result, SocketKind, classify,
     stream_socket,
 };
 
@@ -14,7 +14,7 @@ use crate::conn::Conn;
 use crate::deadlines::Deadline;
 use crate::error::Rejected;
 use crate::inbox::{Inbox, Message};
-use crate::request::{Held, OpId, Order, What};
+use crate::request::{OpId, Order, What};
 
 /// A handle to a [`Watcher`](crate::Watcher) for other threads.
 ///
@@ -112,8 +112,8 @@ impl<C> Remote<C> {
         buf: Vec<u8>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Vec<u8>)>> {
-        let held = Held::Buffer(buf.into());
-        let order = Order::new(What::ReadFull, ctx, held, deadline.into().at());
+        let load = Load::Buffer(buf.into());
+        let order = Order::new(What::ReadFull, ctx, load, deadline.into().at());
         self.submit(conn, order).map_err(|order| {
             let (ctx, buf) = order.into_write();
             Rejected::new(closed(Doing::Read), (ctx, buf.into_vec()))
@@ -128,7 +128,7 @@ impl<C> Remote<C> {
     where
         C: Clone,
     {
-        let order = Order::stream(What::ReadStream, ctx, Held::Credit(Credit::new()));
+        let order = Order::stream(What::ReadStream, ctx, Load::Credit(Credit::new()));
         self.submit(conn, order)
             .map_err(|order| Rejected::new(closed(Doing::Read), order.context))
     }
@@ -157,8 +157,8 @@ impl<C> Remote<C> {
         buf: impl Into<Buffer>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        let held = Held::Buffer(buf.into());
-        let order = Order::new(What::Write, ctx, held, deadline.into().at());
+        let load = Load::Buffer(buf.into());
+        let order = Order::new(What::Write, ctx, load, deadline.into().at());
         self.submit(conn, order)
             .map_err(|order| Rejected::new(closed(Doing::Write), order.into_write()))
     }
@@ -180,8 +180,8 @@ impl<C> Remote<C> {
             return Err(Rejected::new(error, ctx));
         };
         let socket = stream_socket(&to);
-        let held = Held::Address(Box::new(to));
-        let order = Order::new(What::Connect, ctx, held, deadline.into().at());
+        let load = Load::Address(Box::new(to));
+        let order = Order::new(What::Connect, ctx, load, deadline.into().at());
         let sent = self
             .inbox
             .send((socket, order), |op, (socket, order)| Message::Connect {
@@ -201,7 +201,7 @@ impl<C> Remote<C> {
     /// # Errors
     /// `WatcherClosed`.
     pub fn shutdown(&self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
-        let order = Order::new(What::Shutdown(how), ctx, Held::NOTHING, None);
+        let order = Order::new(What::Shutdown(how), ctx, Load::None, None);
         self.submit(conn, order)
             .map_err(|order| Rejected::new(closed(Doing::Shutdown), order.context))
     }

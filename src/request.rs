@@ -1,12 +1,13 @@
 //! What was asked: the pending requests of a watcher, found by number or by `OpId`.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::Shutdown;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use gaio_backends::{Address, Buffer, Credit, Doing, ErrorKind, Interest};
-use slab::Slab;
-use std::net::Shutdown;
+use gaio_backends::{Buffer, Doing, ErrorKind, Interest, Lane, Load, reserve_gently};
 
 /// No request: the end of a list.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -81,6 +82,26 @@ pub(crate) enum What {
 }
 
 impl What {
+    /// The lane in which a request waits its turn.
+    #[inline(always)]
+    pub(crate) fn lane(self) -> Lane {
+        match self {
+            What::Write
+            | What::Connect
+            | What::Shutdown(_)
+            | What::Ready(Interest::Writable)
+            | What::Timer => Lane::Write,
+            What::ReadSwap
+            | What::Read
+            | What::ReadFull
+            | What::ReadStream
+            | What::Accept
+            | What::AcceptOne
+            | What::Ready(Interest::Readable) => Lane::Read,
+        }
+    }
+
+    #[inline]
     pub(crate) fn operation(self) -> Operation {
         match self {
             What::ReadSwap | What::Read | What::ReadFull | What::ReadStream => Operation::Read,
@@ -107,26 +128,6 @@ impl What {
     }
 }
 
-/// What a request carries besides its context.
-#[derive(Debug)]
-pub(crate) enum Held {
-    Buffer(Buffer),
-    Address(Box<Address>),
-    Credit(Credit),
-}
-
-impl Held {
-    pub(crate) const NOTHING: Held = Held::Buffer(Buffer::EMPTY);
-
-    #[inline]
-    pub(crate) fn into_buffer(self) -> Buffer {
-        match self {
-            Held::Buffer(buffer) => buffer,
-            _ => Buffer::EMPTY,
-        }
-    }
-}
-
 /// A new request, not yet accepted.
 #[derive(Debug)]
 pub(crate) struct Order<C> {
@@ -134,64 +135,65 @@ pub(crate) struct Order<C> {
     pub(crate) clone_context: Option<fn(&C) -> C>,
     pub(crate) what: What,
     pub(crate) context: C,
-    pub(crate) held: Held,
+    pub(crate) load: Load,
     pub(crate) deadline: Option<Instant>,
 }
 
 impl<C> Order<C> {
     #[inline]
-    pub(crate) fn new(what: What, context: C, held: Held, deadline: Option<Instant>) -> Self {
+    pub(crate) fn new(what: What, context: C, load: Load, deadline: Option<Instant>) -> Self {
         Order {
             clone_context: None,
             what,
             context,
-            held,
+            load,
             deadline,
         }
     }
 
     /// An order for many results.
-    pub(crate) fn stream(what: What, context: C, held: Held) -> Self
+    pub(crate) fn stream(what: What, context: C, load: Load) -> Self
     where
         C: Clone,
     {
         Order {
             clone_context: Some(C::clone),
-            ..Order::new(what, context, held, None)
+            ..Order::new(what, context, load, None)
         }
     }
 
     /// A read into a vector, or into a swap buffer.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(context: C, buf: Option<Vec<u8>>, deadline: Option<Instant>) -> Self {
         match buf {
-            Some(vec) => Order::new(What::Read, context, Held::Buffer(vec.into()), deadline),
-            None => Order::new(What::ReadSwap, context, Held::NOTHING, deadline),
+            Some(vec) => Order::new(What::Read, context, Load::Buffer(vec.into()), deadline),
+            None => Order::new(What::ReadSwap, context, Load::None, deadline),
         }
     }
 
     /// What `read` was given.
     pub(crate) fn into_read(self) -> (C, Option<Vec<u8>>) {
-        (self.context, self.held.into_buffer().recycle())
+        (self.context, self.load.into_buffer().recycle())
     }
 
     /// What `write` was given.
     pub(crate) fn into_write(self) -> (C, Buffer) {
-        (self.context, self.held.into_buffer())
+        (self.context, self.load.into_buffer())
     }
 }
 
-/// An accepted request.
+/// An accepted request. What it carries besides its context is in the backend's `Loads`.
 #[derive(Debug)]
 pub(crate) struct Pending<C> {
     pub(crate) op: OpId,
     pub(crate) slot: u32,
-    /// Neighbours in the queue of its lane.
+    /// Neighbours in the queue of its lane; of a free place, the next free one.
     pub(crate) next: u32,
     pub(crate) prev: u32,
-    /// The next request with the same place in the index by `OpId`.
-    chain: u32,
+    /// When it was accepted, counting requests; wraps around.
+    pub(crate) accepted: u32,
     pub(crate) what: What,
+    pub(crate) lane: Lane,
     /// A backend works on it.
     pub(crate) in_flight: bool,
     pub(crate) has_deadline: bool,
@@ -199,141 +201,183 @@ pub(crate) struct Pending<C> {
     pub(crate) pausing: bool,
     /// Why it is being ended before its time.
     pub(crate) end: Option<ErrorKind>,
-    pub(crate) held: Held,
-    /// Bytes transferred so far.
-    pub(crate) done: usize,
+    /// None of a free place.
+    pub(crate) context: Option<C>,
+}
+
+const _: () = assert!(size_of::<Pending<()>>() <= 32);
+
+/// What is left of a request that was taken out.
+pub(crate) struct Removed<C> {
+    pub(crate) op: OpId,
+    pub(crate) slot: u32,
+    pub(crate) next: u32,
+    pub(crate) prev: u32,
+    pub(crate) what: What,
+    pub(crate) lane: Lane,
+    pub(crate) has_deadline: bool,
     pub(crate) context: C,
 }
 
-const _: () = assert!(size_of::<usize>() != 8 || size_of::<Pending<()>>() <= 80);
-const _: () = assert!(size_of::<Option<Pending<()>>>() <= 80);
-
-/// All pending requests.
+/// All pending requests, each under a small number, its *key*.
 #[derive(Debug)]
 pub(crate) struct Requests<C> {
-    slab: Slab<Pending<C>>,
-    /// Heads of the chains, by the low bits of the `OpId`; a power of two, at least as many as
-    /// there are requests. Numbers are given out in turn, so that chains are short.
-    chains: Vec<u32>,
+    places: Vec<Pending<C>>,
+    free: u32,
+    /// How many came, and how many went.
+    accepted: u64,
+    removed: u64,
+    /// Where to find requests by `OpId`. Made when the first is looked for: a program that never
+    /// cancels does not pay for it.
+    by_op: Option<HashMap<OpId, u32, BuildHasherDefault<Spread>>>,
 }
 
 impl<C> Requests<C> {
     pub(crate) fn new() -> Self {
         Requests {
-            slab: Slab::new(),
-            chains: vec![NONE; 64],
+            places: Vec::new(),
+            free: NONE,
+            accepted: 0,
+            removed: 0,
+            by_op: None,
         }
     }
 
+    /// How many are pending.
     pub(crate) fn len(&self) -> usize {
-        self.slab.len()
+        (self.accepted - self.removed) as usize
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.slab.is_empty()
+        self.len() == 0
     }
 
-    #[inline]
-    pub(crate) fn insert(&mut self, op: OpId, slot: u32, order: Order<C>) -> u32 {
-        if self.slab.len() == self.slab.capacity() {
-            self.slab.reserve_exact((self.slab.len() / 16).max(32));
-        }
-        if self.slab.len() >= self.chains.len() {
-            self.rebuild_chains();
-        }
-        let head = self.head(op);
-        let chain = self.chains[head];
-        let index = self.slab.insert(Pending {
+    /// How many there ever were.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    #[inline(always)]
+    pub(crate) fn insert(
+        &mut self,
+        op: OpId,
+        slot: u32,
+        what: What,
+        has_deadline: bool,
+        context: C,
+    ) -> u32 {
+        let pending = Pending {
             op,
             slot,
             next: NONE,
             prev: NONE,
-            chain,
-            what: order.what,
+            accepted: self.accepted as u32,
+            what,
+            lane: what.lane(),
             in_flight: false,
-            has_deadline: order.deadline.is_some(),
+            has_deadline,
             pausing: false,
             end: None,
-            held: order.held,
-            done: 0,
-            context: order.context,
-        }) as u32;
-        self.chains[head] = index;
-        index
-    }
-
-    #[inline]
-    pub(crate) fn get(&self, index: u32) -> Option<&Pending<C>> {
-        self.slab.get(index as usize)
-    }
-
-    #[inline]
-    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Pending<C>> {
-        self.slab.get_mut(index as usize)
-    }
-
-    #[inline]
-    pub(crate) fn remove(&mut self, index: u32) -> Option<Pending<C>> {
-        let pending = self.slab.try_remove(index as usize)?;
-        let head = self.head(pending.op);
-        if self.chains[head] == index {
-            self.chains[head] = pending.chain;
-        } else {
-            self.unchain(self.chains[head], index, pending.chain);
-        }
-        Some(pending)
-    }
-
-    pub(crate) fn find(&self, op: OpId) -> Option<u32> {
-        let mut index = self.chains[self.head(op)];
-        while let Some(pending) = self.get(index) {
-            if pending.op == op {
-                return Some(index);
+            context: Some(context),
+        };
+        self.accepted += 1;
+        let mut key = self.free;
+        match self.places.get_mut(key as usize) {
+            Some(place) => {
+                self.free = place.next;
+                *place = pending;
             }
-            index = pending.chain;
+            None => {
+                key = self.places.len() as u32;
+                reserve_gently(&mut self.places);
+                self.places.push(pending);
+            }
         }
-        None
-    }
-
-    /// The numbers of all requests.
-    pub(crate) fn indices(&self) -> Vec<u32> {
-        self.slab.iter().map(|(index, _)| index as u32).collect()
+        if let Some(by_op) = &mut self.by_op {
+            by_op.insert(op, key);
+        }
+        key
     }
 
     #[inline]
-    fn head(&self, op: OpId) -> usize {
-        op.0.get() as usize & (self.chains.len() - 1)
+    pub(crate) fn get(&self, key: u32) -> Option<&Pending<C>> {
+        self.places.get(key as usize)
     }
 
-    fn unchain(&mut self, mut at: u32, gone: u32, after: u32) {
-        while let Some(pending) = self.get_mut(at) {
-            if pending.chain == gone {
-                pending.chain = after;
-                return;
-            }
-            at = pending.chain;
+    #[inline]
+    pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut Pending<C>> {
+        self.places.get_mut(key as usize)
+    }
+
+    /// Takes a request out.
+    #[inline(always)]
+    pub(crate) fn remove(&mut self, key: u32) -> Option<Removed<C>> {
+        let place = self.places.get_mut(key as usize)?;
+        let removed = Removed {
+            op: place.op,
+            slot: place.slot,
+            next: place.next,
+            prev: place.prev,
+            what: place.what,
+            lane: place.lane,
+            has_deadline: place.has_deadline,
+            context: place.context.take()?,
+        };
+        place.next = std::mem::replace(&mut self.free, key);
+        self.removed += 1;
+        if let Some(by_op) = &mut self.by_op {
+            by_op.remove(&removed.op);
+        }
+        Some(removed)
+    }
+
+    /// The key of a request that is pending.
+    pub(crate) fn find(&mut self, op: OpId) -> Option<u32> {
+        let places = &self.places;
+        let by_op = self.by_op.get_or_insert_with(|| {
+            let pending = places.iter().enumerate();
+            pending
+                .filter(|(_, pending)| pending.context.is_some())
+                .map(|(key, pending)| (pending.op, key as u32))
+                .collect()
+        });
+        by_op.get(&op).copied()
+    }
+
+    /// The keys of all requests.
+    pub(crate) fn keys(&self) -> Vec<u32> {
+        let pending = self.places.iter().enumerate();
+        pending
+            .filter(|(_, pending)| pending.context.is_some())
+            .map(|(key, _)| key as u32)
+            .collect()
+    }
+}
+
+/// A hash for numbers that are given out one after the other: a multiplication spreads them.
+#[derive(Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(self.0 ^ u64::from(byte));
         }
     }
 
-    #[cold]
-    fn rebuild_chains(&mut self) {
-        let len = self.chains.len() * 2;
-        self.chains = Vec::new();
-        self.chains.resize(len, NONE);
-        for (index, pending) in &mut self.slab {
-            let head = pending.op.0.get() as usize & (len - 1);
-            pending.chain = std::mem::replace(&mut self.chains[head], index as u32);
-        }
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 divided by the golden ratio.
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn order() -> Order<()> {
-        Order::new(What::Timer, (), Held::NOTHING, None)
-    }
 
     #[test]
     fn found_by_number_through_growth_and_removal() {
@@ -342,14 +386,22 @@ mod tests {
         let all: Vec<_> = (0..1_000)
             .map(|_| {
                 let op = ids.next();
-                (op, requests.insert(op, 0, order()))
+                (op, requests.insert(op, 0, What::Timer, false, ()))
             })
             .collect();
-        for &(op, index) in all.iter().step_by(3) {
-            assert!(requests.remove(index).is_some_and(|p| p.op == op));
+        for &(_, key) in all.iter().step_by(6) {
+            assert!(requests.remove(key).is_some());
         }
-        for (place, &(op, index)) in all.iter().enumerate() {
-            let expected = (place % 3 != 0).then_some(index);
+        // The first search makes the index; what follows keeps it up to date.
+        assert_eq!(requests.find(all[1].0), Some(all[1].1));
+        for &(_, key) in all.iter().skip(3).step_by(6) {
+            assert!(requests.remove(key).is_some());
+        }
+        let late = ids.next();
+        let key = requests.insert(late, 0, What::Timer, false, ());
+        assert_eq!(requests.find(late), Some(key));
+        for (place, &(op, key)) in all.iter().enumerate() {
+            let expected = (place % 3 != 0).then_some(key);
             assert_eq!(requests.find(op), expected);
         }
     }

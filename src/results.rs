@@ -133,10 +133,12 @@ impl<C> Results<C> {
         self.queue.clear();
     }
 
-    /// Takes over what `from` has, at most `max` of it; by a swap where possible.
-    pub(crate) fn fill(&mut self, from: &mut VecDeque<OpResult<C>>) {
+    /// Takes over what `from` has, at most `max` of it; by an exchange of the containers where
+    /// possible.
+    pub(crate) fn fill(&mut self, from: &mut Vec<OpResult<C>>) {
         if from.len() <= self.max && self.queue.is_empty() {
-            std::mem::swap(&mut self.queue, from);
+            let empty = Vec::from(std::mem::take(&mut self.queue));
+            self.queue = std::mem::replace(from, empty).into();
         } else {
             let count = from.len().min(self.max - self.queue.len());
             self.queue.extend(from.drain(..count));

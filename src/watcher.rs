@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use gaio_backends::select::BackendInfo;
 use gaio_backends::{
-    Address, Backend, Buffer, Completion, Credit, Doing, Error, ErrorKind, Interest, Result,
+    Address, Backend, Buffer, Completion, Credit, Doing, Error, ErrorKind, Interest, Load, Result,
     Selected, SocketKind, Until, classify, peer_addr, pin_thread, stream_socket,
 };
 
@@ -25,7 +25,7 @@ use crate::engine::Engine;
 use crate::error::Rejected;
 use crate::inbox::{Inbox, Message};
 use crate::remote::{Remote, connection_kind};
-use crate::request::{Held, OpId, Order, What};
+use crate::request::{OpId, What};
 use crate::results::Results;
 use crate::stats::Stats;
 
@@ -224,7 +224,10 @@ impl<C> Watcher<C> {
         conn: Conn,
         buf: impl Into<Option<Vec<u8>>>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        self.submit(conn, Order::read(ctx, buf.into(), None), Order::into_read)
+        match buf.into() {
+            None => self.submit(What::ReadSwap, ctx, conn, Load::None, NEVER, into_read),
+            Some(vec) => self.read_into(ctx, conn, vec, NEVER),
+        }
     }
 
     /// As [`read`](Watcher::read), ending with `Deadline` if nothing came in time. Bytes that
@@ -239,8 +242,22 @@ impl<C> Watcher<C> {
         buf: impl Into<Option<Vec<u8>>>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        let order = Order::read(ctx, buf.into(), deadline.into().at());
-        self.submit(conn, order, Order::into_read)
+        let deadline = deadline.into();
+        match buf.into() {
+            None => self.submit(What::ReadSwap, ctx, conn, Load::None, deadline, into_read),
+            Some(vec) => self.read_into(ctx, conn, vec, deadline),
+        }
+    }
+
+    fn read_into(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        vec: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
+        let load = Load::Buffer(vec.into());
+        self.submit(What::Read, ctx, conn, load, deadline, into_read)
     }
 
     /// Reads until the buffer is full. Ends with `UnexpectedEof` or `Deadline`, and the bytes so
@@ -255,12 +272,9 @@ impl<C> Watcher<C> {
         buf: Vec<u8>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Vec<u8>)>> {
-        let held = Held::Buffer(buf.into());
-        let order = Order::new(What::ReadFull, ctx, held, deadline.into().at());
-        self.submit(conn, order, |order| {
-            let (ctx, buf) = order.into_write();
-            (ctx, buf.into_vec())
-        })
+        let load = Load::Buffer(buf.into());
+        let give_back = |ctx, load: Load| (ctx, load.into_buffer().into_vec());
+        self.submit(What::ReadFull, ctx, conn, load, deadline.into(), give_back)
     }
 
     /// Reads into swap buffers until the end of the stream, an error, or its
@@ -274,8 +288,9 @@ impl<C> Watcher<C> {
     where
         C: Clone,
     {
-        let order = Order::stream(What::ReadStream, ctx, Held::Credit(Credit::new()));
-        self.submit(conn, order, |order| order.context)
+        let load = Load::Credit(Credit::new());
+        self.engine.learn_to_clone(C::clone);
+        self.submit(What::ReadStream, ctx, conn, load, NEVER, only_context)
     }
 
     /// Writes every byte. On error, deadline or cancel the result's `size` says how many were
@@ -290,9 +305,8 @@ impl<C> Watcher<C> {
         conn: Conn,
         buf: impl Into<Buffer>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        let held = Held::Buffer(buf.into());
-        let order = Order::new(What::Write, ctx, held, None);
-        self.submit(conn, order, Order::into_write)
+        let load = Load::Buffer(buf.into());
+        self.submit(What::Write, ctx, conn, load, NEVER, into_write)
     }
 
     /// As [`write`](Watcher::write), ending with `Deadline` if it takes longer.
@@ -306,9 +320,8 @@ impl<C> Watcher<C> {
         buf: impl Into<Buffer>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        let held = Held::Buffer(buf.into());
-        let order = Order::new(What::Write, ctx, held, deadline.into().at());
-        self.submit(conn, order, Order::into_write)
+        let load = Load::Buffer(buf.into());
+        self.submit(What::Write, ctx, conn, load, deadline.into(), into_write)
     }
 
     /// Accepts connections until it is cancelled or the listener freed. Each result with
@@ -323,8 +336,8 @@ impl<C> Watcher<C> {
     where
         C: Clone,
     {
-        let order = Order::stream(What::Accept, ctx, Held::NOTHING);
-        self.submit(listener, order, |order| order.context)
+        self.engine.learn_to_clone(C::clone);
+        self.submit(What::Accept, ctx, listener, Load::None, NEVER, only_context)
     }
 
     /// Accepts one connection.
@@ -332,8 +345,14 @@ impl<C> Watcher<C> {
     /// # Errors
     /// As [`accept`](Watcher::accept).
     pub fn accept_one(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>> {
-        let order = Order::new(What::AcceptOne, ctx, Held::NOTHING, None);
-        self.submit(listener, order, |order| order.context)
+        self.submit(
+            What::AcceptOne,
+            ctx,
+            listener,
+            Load::None,
+            NEVER,
+            only_context,
+        )
     }
 
     /// Connects a new socket. Further requests may be submitted at once: they wait for the
@@ -389,13 +408,10 @@ impl<C> Watcher<C> {
             Ok(conn) => conn,
             Err((error, socket)) => return Err((error, ctx, socket)),
         };
-        let held = Held::Address(Box::new(to));
-        let order = Order::new(What::Connect, ctx, held, deadline.at());
-        match self.engine.submit(conn, order) {
-            Ok(_) => self.engine.begin_connecting(conn),
-            // A connection that was opened just now takes requests.
-            Err((kind, _)) => debug_assert!(false, "{kind:?}"),
-        }
+        let (_, key) = self.engine.accept(conn, What::Connect, ctx, deadline.at());
+        self.engine.begin_connecting(conn);
+        let load = Load::Address(Box::new(to));
+        self.backend.loads().put(key, load);
         Ok(conn)
     }
 
@@ -404,8 +420,8 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
     pub fn shutdown(&mut self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
-        let order = Order::new(What::Shutdown(how), ctx, Held::NOTHING, None);
-        self.submit(conn, order, |order| order.context)
+        let what = What::Shutdown(how);
+        self.submit(what, ctx, conn, Load::None, NEVER, only_context)
     }
 
     /// Waits until the socket is ready, once, and transfers nothing; in its turn among the reads
@@ -414,8 +430,8 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`, `WatcherClosed`.
     pub fn ready(&mut self, ctx: C, conn: Conn, interest: Interest) -> Result<OpId, Rejected<C>> {
-        let order = Order::new(What::Ready(interest), ctx, Held::NOTHING, None);
-        self.submit(conn, order, |order| order.context)
+        let what = What::Ready(interest);
+        self.submit(what, ctx, conn, Load::None, NEVER, only_context)
     }
 
     /// Gives a result at a point in time.
@@ -423,33 +439,43 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `WatcherClosed`.
     pub fn timer(&mut self, ctx: C, deadline: impl Into<Deadline>) -> Result<OpId, Rejected<C>> {
-        let order = Order::new(What::Timer, ctx, Held::NOTHING, deadline.into().at());
-        let accepted = if self.is_elsewhere() {
-            Err((ErrorKind::WrongThread, order))
+        let refusal = if self.is_elsewhere() {
+            Some(ErrorKind::WrongThread)
         } else {
-            self.engine.timer(order)
+            self.engine.closed.then_some(ErrorKind::WatcherClosed)
         };
-        accepted
-            .map_err(|(kind, order)| Rejected::new(Error::new(Doing::Timer, kind), order.context))
+        match refusal {
+            None => Ok(self.engine.timer(ctx, deadline.into().at())),
+            Some(kind) => Err(Rejected::new(Error::new(Doing::Timer, kind), ctx)),
+        }
     }
 
-    #[inline]
+    /// Inlined, so that what is known of each kind of request is known at compile time.
+    #[inline(always)]
     fn submit<T>(
         &mut self,
+        what: What,
+        ctx: C,
         conn: Conn,
-        order: Order<C>,
-        give_back: impl FnOnce(Order<C>) -> T,
+        load: Load,
+        deadline: Deadline,
+        give_back: impl FnOnce(C, Load) -> T,
     ) -> Result<OpId, Rejected<T>> {
-        let accepted = if self.is_elsewhere() {
-            Err((ErrorKind::WrongThread, order))
+        let refusal = if self.is_elsewhere() {
+            Some(ErrorKind::WrongThread)
         } else {
             self.reach(conn);
-            self.engine.submit(conn, order)
+            self.engine.refusal(conn, what, &load)
         };
-        accepted.map_err(|(kind, order)| {
-            let error = Error::new(order.what.doing(), kind);
-            Rejected::new(error, give_back(order))
-        })
+        if let Some(kind) = refusal {
+            let error = Error::new(what.doing(), kind);
+            return Err(Rejected::new(error, give_back(ctx, load)));
+        }
+        let (op, key) = self.engine.accept(conn, what, ctx, deadline.at());
+        if !matches!(load, Load::None) {
+            self.backend.loads().put(key, load);
+        }
+        Ok(op)
     }
 
     /// A handle that a `Remote` just got may still be in the inbox.
@@ -532,7 +558,7 @@ impl<C> Watcher<C> {
             wakeups,
             wakeups_elided,
             turns: engine.turns,
-            submitted: engine.submitted,
+            submitted: self.engine.requests.accepted(),
             completions: engine.completions,
             delivered: self.engine.delivered(),
             cancelled: engine.cancelled,
@@ -554,6 +580,22 @@ impl<C> Watcher<C> {
         self.inbox.close();
         self.absorb();
     }
+}
+
+const NEVER: Deadline = Deadline::NEVER;
+
+/// What `read` was given.
+fn into_read<C>(ctx: C, load: Load) -> (C, Option<Vec<u8>>) {
+    (ctx, load.into_buffer().recycle())
+}
+
+/// What `write` was given.
+fn into_write<C>(ctx: C, load: Load) -> (C, Buffer) {
+    (ctx, load.into_buffer())
+}
+
+fn only_context<C>(ctx: C, _: Load) -> C {
+    ctx
 }
 
 impl<C> AsFd for Watcher<C> {

@@ -159,6 +159,24 @@ backends! {
         quiet(&mut watcher);
     }
 
+    fn free_ends_in_the_order_of_acceptance(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        let remote = watcher.remote();
+        let huge = || vec![0; 16 << 20];
+        // From both sides of the inbox, each accepted before the next is made.
+        for first in (0..12).step_by(4) {
+            remote.write(first, conn, huge()).unwrap();
+            quiet(&mut watcher);
+            watcher.read(first + 1, conn, None).unwrap();
+            watcher.write(first + 2, conn, huge()).unwrap();
+            remote.read(first + 3, conn, None).unwrap();
+            quiet(&mut watcher);
+        }
+        watcher.free(conn);
+        let order = collect(&mut watcher, 12).into_iter().map(|res| res.context);
+        assert_eq!(order.collect::<Vec<_>>(), (0..12).collect::<Vec<_>>());
+    }
+
     fn free_never_used(kind: BackendKind) {
         let (mut watcher, conn, mut peer) = connected::<()>(kind);
         assert!(watcher.contains(conn));

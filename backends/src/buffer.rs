@@ -121,15 +121,6 @@ impl Buffer {
         }
     }
 
-    /// How many bytes reads may put into the vector.
-    #[doc(hidden)]
-    pub fn room(&self) -> usize {
-        match &self.0 {
-            Repr::Vec { vec, .. } => vec.len(),
-            _ => 0,
-        }
-    }
-
     /// Sets how much of the vector was filled by reads, counted from its start.
     #[doc(hidden)]
     pub fn set_filled(&mut self, len: usize) {

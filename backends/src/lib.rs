@@ -18,6 +18,7 @@ mod batch;
 pub mod buffer;
 pub mod emulated;
 mod error;
+pub mod loads;
 mod nest;
 pub mod select;
 mod sink;
@@ -34,9 +35,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use address::Address;
-pub use batch::Batch;
 pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
+pub use loads::{Load, Loads};
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
 use sink::Counting;
 pub use sink::Sink;
@@ -52,6 +53,8 @@ pub use wake::Waker;
 ///   attached again before the next [`wait`](Backend::wait).
 /// - A slot has two lanes. Each has at most one operation at a time: nothing is started on a lane
 ///   before the last completion of what ran there was given out.
+/// - A request has a *key*, a small number chosen by the watcher, that names it in
+///   [`loads`](Backend::loads) and in its completions until the last of them was given out.
 /// - Lanes are cancelled only while they run, slots detached only while both lanes are idle.
 /// - Before each `wait` at most [`room`](Backend::room) operations are started.
 /// - All calls after [`bind`](Backend::bind) come from the thread that called it; only the drop
@@ -62,13 +65,14 @@ pub use wake::Waker;
 ///
 /// # What a backend must give
 /// - Every started operation ends with exactly one completion whose `more` is false, and only a
-///   stream may have others before it. It brings back what was handed in.
+///   stream may have others before it.
 /// - A stream may end at any time with a completion that is a success (and not a read's 0 bytes):
 ///   that only says that it has to be started again.
 /// - A cancelled operation ends soon: with what it had done, or `ECANCELED` if that was nothing.
 ///   Nothing is lost: received bytes are in the completion or still in the socket.
-/// - What the kernel uses (buffers, addresses, message headers) is owned by the backend until the
-///   last completion of the operation, also when the backend is dropped.
+/// - What the kernel uses (buffers, addresses, message headers) is in the backend's table of
+///   loads, and marked as busy there, until the last completion of the operation; also when the
+///   backend is dropped.
 /// - Reads of a swap buffer that find the pool dry end with `ENOBUFS` and consume nothing.
 /// - Transfers may be short but not empty, except that a read of 0 bytes means the end.
 /// - No call blocks but `wait`, nothing raises a signal, descriptors are close-on-exec.
@@ -93,13 +97,20 @@ pub trait Backend {
     /// How many more operations can be started before the next [`wait`](Backend::wait).
     fn room(&self) -> usize;
 
+    /// What the requests carry.
+    fn loads(&mut self) -> &mut Loads;
+
     /// Starts an operation; comes shortly before a `wait`. A backend may do its work right here,
     /// if that does not block. Success and failure come as its completion.
-    fn start(&mut self, slot: u32, lane: Lane, request: Request);
+    fn start(&mut self, at: Place, request: Request);
 
-    /// Ends the operation of a lane early. With a last try it is attempted once more, or for the
-    /// first time: what is possible at this moment is done.
-    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool);
+    /// Starts several writes of a connection as one, in this order; between two and
+    /// [`WRITES_MAX`]. The completion has the first one's key and the sum of the bytes.
+    fn start_writes(&mut self, slot: u32, keys: &[u32]);
+
+    /// Ends an operation early. With a last try it is attempted once more, or for the first time:
+    /// what is possible at this moment is done. For several writes: the first one's place.
+    fn cancel(&mut self, at: Place, last_try: bool);
 
     /// `shutdown(2)`, at once.
     ///
@@ -164,30 +175,40 @@ pub struct Options {
     pub queue_depth: usize,
 }
 
+/// Where an operation runs, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The connection.
+    pub slot: u32,
+    /// The direction.
+    pub lane: Lane,
+    /// The request.
+    pub key: u32,
+}
+
 /// One step of one operation.
 #[derive(Debug)]
 pub struct Completion {
-    /// Where it ran.
-    pub slot: u32,
-    /// On which lane.
-    pub lane: Lane,
+    /// The request.
+    pub key: u32,
     /// Whether further completions of this operation follow.
     pub more: bool,
     /// Bytes transferred, or why it failed.
-    pub result: Result<usize, Errno>,
-    /// What comes back.
+    pub result: Result<u32, Errno>,
+    /// What it brings.
     pub payload: Payload,
 }
 
-/// What a completion carries.
-#[derive(Debug)]
+const _: () = assert!(size_of::<usize>() != 8 || size_of::<Completion>() <= 56);
+
+/// What a completion brings that was not there before.
+#[derive(Debug, Default)]
 pub enum Payload {
     /// Nothing.
+    #[default]
     None,
-    /// What was read, or the buffer that was written.
-    Buffer(Buffer),
-    /// The buffers that were written.
-    Batch(Box<Batch>),
+    /// Bytes in a swap buffer.
+    Lease(SwapBuf),
     /// An accepted connection.
     Socket(OwnedFd),
 }
@@ -203,38 +224,29 @@ pub enum Lane {
     Write = 1,
 }
 
-/// An operation to start.
-#[derive(Debug)]
+/// An operation to start. What it needs is in its request's load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Read once into a swap buffer.
     ReadSwap,
     /// Read into swap buffers until the end, charged to the credit.
-    ReadStream(Credit),
-    /// Read once into a vector, past its first `from` bytes.
-    Read {
-        /// The vector, at the length that is wanted.
-        buffer: Buffer,
-        /// Bytes that are there already.
-        from: usize,
-    },
-    /// Write what lies past the first `from` bytes.
-    Write {
-        /// The bytes.
-        buffer: Buffer,
-        /// Bytes that were written already.
-        from: usize,
-    },
-    /// Write several buffers in one call.
-    WriteBatch(Box<Batch>),
+    ReadStream,
+    /// Read once into the rest of a buffer.
+    Read,
+    /// Write the rest of a buffer.
+    Write,
     /// Accept one connection.
     Accept,
     /// Accept until cancelled.
     AcceptStream,
-    /// Connect.
-    Connect(Box<Address>),
+    /// Connect to the address.
+    Connect,
     /// Wait until the socket is ready, transfer nothing.
     Ready(Interest),
 }
+
+/// The most writes that [`Backend::start_writes`] takes.
+pub const WRITES_MAX: usize = batch::Batch::LEN_MAX;
 
 /// What [`Request::Ready`] waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -280,6 +292,27 @@ pub struct Counts {
     pub accepts: u64,
     /// All others after the building: registrations, closes, events.
     pub others: u64,
+}
+
+impl Completion {
+    /// The last completion of an operation that brings nothing.
+    #[inline]
+    pub(crate) fn last(key: u32, result: Result<u32, Errno>) -> Self {
+        Completion {
+            key,
+            more: false,
+            result,
+            payload: Payload::None,
+        }
+    }
+}
+
+impl Payload {
+    /// Takes what there is and leaves nothing.
+    #[inline]
+    pub fn take(&mut self) -> Payload {
+        std::mem::take(self)
+    }
 }
 
 impl Lane {

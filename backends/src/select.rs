@@ -15,7 +15,7 @@ use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
 use crate::{
-    Backend, Counts, Lane, Options, Pool, PoolUse, Request, Sink, SocketKind, Until, Waker,
+    Backend, Counts, Loads, Options, Place, Pool, PoolUse, Request, Sink, SocketKind, Until, Waker,
 };
 
 /// The environment variable that overrides [`Choice::Auto`].
@@ -277,13 +277,22 @@ impl Backend for Selected {
         forward!(self, b => b.room())
     }
 
-    #[inline]
-    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
-        forward!(self, b => b.start(slot, lane, request));
+    #[inline(always)]
+    fn loads(&mut self) -> &mut Loads {
+        forward!(self, b => b.loads())
     }
 
-    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
-        forward!(self, b => b.cancel(slot, lane, last_try));
+    #[inline(always)]
+    fn start(&mut self, at: Place, request: Request) {
+        forward!(self, b => b.start(at, request));
+    }
+
+    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
+        forward!(self, b => b.start_writes(slot, keys));
+    }
+
+    fn cancel(&mut self, at: Place, last_try: bool) {
+        forward!(self, b => b.cancel(at, last_try));
     }
 
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {

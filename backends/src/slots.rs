@@ -8,13 +8,7 @@ pub fn reserve_gently<T>(table: &mut Vec<T>) {
     }
 }
 
-/// The same for a `Slab`.
-pub(crate) fn reserve_slab_gently<T>(slab: &mut slab::Slab<T>) {
-    if slab.len() == slab.capacity() {
-        slab.reserve_exact(gentle_step(slab.len()));
-    }
-}
-
-fn gentle_step(len: usize) -> usize {
+/// How many entries a table of this length grows by.
+pub(crate) fn gentle_step(len: usize) -> usize {
     (len / 16).max(32)
 }

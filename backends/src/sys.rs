@@ -91,7 +91,8 @@ pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
 /// `sendmsg(2)` that does not block and raises no signal.
 pub(crate) fn send_batch(fd: RawFd, batch: &mut Batch) -> Result<usize, Errno> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the header and all that it names are owned by `batch`, borrowed for the call.
+    // SAFETY: `batch` owns the header and the vectors, and what these name stays in the table of
+    // loads until it is drained.
     uninterrupted(|| check_len(unsafe { libc::sendmsg(fd, batch.header(), flags) }))
 }
 
@@ -108,8 +109,8 @@ pub(crate) fn write(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
 pub(crate) fn write_batch(fd: RawFd, batch: &Batch) -> Result<usize, Errno> {
     let iovecs = batch.iovecs();
     without_sigpipe(|| {
-        // SAFETY: the vectors name memory that `batch` owns, borrowed for the call; there are at
-        // most `Batch::LEN_MAX` of them.
+        // SAFETY: the vectors name memory that stays in the table of loads until `batch` is
+        // drained; there are at most `Batch::LEN_MAX` of them.
         check_len(unsafe { libc::writev(fd, iovecs.as_ptr(), iovecs.len() as libc::c_int) })
     })
 }

@@ -1,299 +1,277 @@
 //! What a completion means: a result, a further attempt, or a wait for something.
 
-use gaio_backends::{Completion, Errno, Error, ErrorKind, Lane, Payload, Selected, SocketKind};
 use std::os::fd::OwnedFd;
+
+use gaio_backends::{
+    Backend, Buffer, Completion, Errno, Error, ErrorKind, Lane, Load, Payload, Selected, SocketKind,
+};
 
 use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::Phase;
-use crate::request::{Held, What};
+use crate::request::What;
 use crate::results::OpResult;
-
-/// Empty batches that are kept for later; more than are in use at a time in most programs.
-const BATCHES_KEPT: usize = 64;
 
 impl<C> Engine<C> {
     /// Takes one completion.
     #[inline]
-    pub(crate) fn complete(&mut self, backend: &mut Selected, completion: Completion) {
-        let (slot, lane, more) = (completion.slot, completion.lane, completion.more);
+    pub(crate) fn complete(&mut self, backend: &mut Selected, completion: &mut Completion) {
+        let Completion { key, more, .. } = *completion;
+        let result = completion.result.map(|len| len as usize);
+        let payload = &mut completion.payload;
         self.counts.completions += 1;
+        let Some(pending) = self.requests.get_mut(key) else {
+            return;
+        };
+        let (slot, what) = (pending.slot, pending.what);
         let Some(state) = self.conns.get_mut(slot) else {
             return;
         };
         let closing = state.phase == Phase::Closing;
-        let queue = state.lane_mut(lane);
-        let head = queue.head;
-        let batch = queue.in_flight;
+        let queue = state.lane_mut(pending.lane);
+        let count = queue.in_flight;
         if !more {
             queue.in_flight = 0;
+            pending.in_flight = false;
         }
-        let Some(first) = self.requests.get_mut(head) else {
-            return;
-        };
-        if !more {
-            first.in_flight = false;
-        }
-        let what = first.what;
         if closing {
-            return self.complete_closing(backend, completion, batch);
+            let size = result.unwrap_or(0);
+            self.keep(backend, key, count, size, payload.take());
+            return self.close_out_when_still(backend, slot);
         }
-        let Completion {
-            result, payload, ..
-        } = completion;
-        match (what, payload) {
-            (What::Write, Payload::Batch(buffers)) => {
-                self.wrote_batch(slot, head, batch, buffers, result);
+        match what {
+            What::ReadSwap => self.received(backend, slot, key, result, payload),
+            What::Write if count == 1 => match result {
+                Ok(size) if backend.loads().advance(key, size) => self.written(backend, key),
+                Ok(_) => self.go_on(backend, key),
+                Err(errno) => self.fail(backend, key, errno),
+            },
+            What::Write => self.wrote_batch(backend, slot, key, count, result),
+            What::ReadStream => {
+                let payload = payload.take();
+                self.stream_step(backend, slot, key, more, result, payload);
             }
-            (What::Write, payload) => self.wrote(head, result, payload),
-            (What::ReadStream, payload) => {
-                self.stream_step(backend, slot, head, more, result, payload);
-            }
-            (What::ReadFull, payload) => self.filled(head, result, payload),
-            (What::ReadSwap | What::Read, payload) => {
-                if let Payload::Buffer(buffer) = payload {
-                    first.held = Held::Buffer(buffer);
-                }
-                match result {
-                    Err(errno) if what == What::ReadSwap && errno.is_out_of_buffers() => {
-                        return self.starve(slot, head);
-                    }
-                    Ok(size) => self.note_swap_read(size),
-                    Err(_) => {}
-                }
-                self.finish_with(head, result);
-            }
-            (What::Accept | What::AcceptOne, Payload::Socket(socket)) => {
-                self.accepted(backend, slot, head, more, socket);
-            }
-            (What::Accept | What::AcceptOne, _) => self.accept_failed(slot, head, result),
-            (What::Connect, _) => self.connected(slot, head, result),
-            _ => self.finish_with(head, result),
+            What::ReadFull => self.filled(backend, key, result),
+            What::Accept | What::AcceptOne => match payload.take() {
+                Payload::Socket(socket) => self.accepted(backend, slot, key, more, socket),
+                _ => self.accept_failed(backend, slot, key, result),
+            },
+            What::Connect => self.connected(backend, slot, key, result),
+            _ => self.finish_with(backend, key, result),
         }
+    }
+
+    #[inline]
+    fn received(
+        &mut self,
+        backend: &mut Selected,
+        slot: u32,
+        key: u32,
+        result: Result<usize, Errno>,
+        payload: &mut Payload,
+    ) {
+        match result {
+            Ok(size) => {
+                self.note_swap_read(size);
+                let buffer = match payload.take() {
+                    Payload::Lease(lease) => lease.into(),
+                    _ => Buffer::EMPTY,
+                };
+                self.conclude(key, None, buffer, size);
+            }
+            Err(errno) if errno.is_out_of_buffers() => self.starve(backend, slot, key),
+            Err(errno) => self.fail(backend, key, errno),
+        }
+    }
+
+    /// All of a write was written.
+    #[inline]
+    fn written(&mut self, backend: &mut Selected, key: u32) {
+        let (buffer, size) = backend.loads().take_buffer(key);
+        self.conclude(key, None, buffer, size);
     }
 
     /// Finishes a request with what the kernel said, or tries again if that was nothing.
     #[inline]
-    pub(super) fn finish_with(&mut self, index: u32, result: Result<usize, Errno>) {
-        let Some(pending) = self.requests.get_mut(index) else {
-            return;
-        };
+    pub(super) fn finish_with(
+        &mut self,
+        backend: &mut Selected,
+        key: u32,
+        result: Result<usize, Errno>,
+    ) {
         match result {
             Ok(size) => {
-                pending.done += size;
-                self.finish(index, None);
+                backend.loads().advance(key, size);
+                self.finish(backend, key, None);
             }
-            Err(errno) => self.fail(index, errno),
+            Err(errno) => self.fail(backend, key, errno),
         }
     }
 
     /// Ends a request for the reason it was cancelled for, else with the system's error. An
     /// interruption that nobody asked for means: again.
-    pub(super) fn fail(&mut self, index: u32, errno: Errno) {
-        let Some(pending) = self.requests.get(index) else {
+    #[cold]
+    pub(super) fn fail(&mut self, backend: &mut Selected, key: u32, errno: Errno) {
+        let Some(pending) = self.requests.get(key) else {
             return;
         };
         let doing = pending.what.doing();
         let interrupted = errno.is_interruption();
         match pending.end {
-            Some(kind) if interrupted => self.finish(index, Some(Error::new(doing, kind))),
-            None if interrupted => self.again(index),
-            _ => self.finish(index, Some(Error::os(doing, errno))),
+            Some(kind) if interrupted => self.finish(backend, key, Some(Error::new(doing, kind))),
+            None if interrupted => self.again(key),
+            _ => self.finish(backend, key, Some(Error::os(doing, errno))),
         }
     }
 
     /// The request stays first in its lane and is started again.
-    pub(super) fn again(&mut self, index: u32) {
-        if let Some(pending) = self.requests.get(index) {
-            let (slot, lane) = (pending.slot, super::lane_of(pending.what));
+    pub(super) fn again(&mut self, key: u32) {
+        if let Some(pending) = self.requests.get(key) {
+            let (slot, lane) = (pending.slot, pending.lane);
             self.mark_dirty(slot, lane);
         }
     }
 
     /// A request that made progress but is not done: ends if it is to end, else goes on.
-    fn go_on(&mut self, index: u32) {
-        let Some(pending) = self.requests.get(index) else {
+    fn go_on(&mut self, backend: &mut Selected, key: u32) {
+        let Some(pending) = self.requests.get(key) else {
             return;
         };
         match pending.end {
             Some(kind) => {
                 let error = Error::new(pending.what.doing(), kind);
-                self.finish(index, Some(error));
+                self.finish(backend, key, Some(error));
             }
-            None => self.again(index),
+            None => self.again(key),
         }
     }
 
-    fn filled(&mut self, index: u32, result: Result<usize, Errno>, payload: Payload) {
-        let Some(pending) = self.requests.get_mut(index) else {
-            return;
-        };
-        let mut wanted = 0;
-        if let Payload::Buffer(mut buffer) = payload {
-            pending.done += result.unwrap_or(0);
-            wanted = buffer.room();
-            buffer.set_filled(pending.done);
-            pending.held = Held::Buffer(buffer);
-        }
-        let done = pending.done;
+    fn filled(&mut self, backend: &mut Selected, key: u32, result: Result<usize, Errno>) {
         match result {
             Ok(0) => {
-                let error = Error::new(pending.what.doing(), ErrorKind::UnexpectedEof);
-                self.finish(index, Some(error));
+                let error = Error::new(What::ReadFull.doing(), ErrorKind::UnexpectedEof);
+                self.finish(backend, key, Some(error));
             }
-            Ok(_) if done >= wanted => self.finish(index, None),
-            Ok(_) => self.go_on(index),
-            Err(errno) => self.fail(index, errno),
+            result => self.wrote(backend, key, result),
         }
     }
 
-    fn wrote(&mut self, index: u32, result: Result<usize, Errno>, payload: Payload) {
-        let Some(pending) = self.requests.get_mut(index) else {
-            return;
-        };
-        let Payload::Buffer(buffer) = payload else {
-            return self.finish_with(index, result);
-        };
-        let len = buffer.len();
-        pending.held = Held::Buffer(buffer);
+    /// A transfer that goes on until all is done.
+    fn wrote(&mut self, backend: &mut Selected, key: u32, result: Result<usize, Errno>) {
         match result {
-            Ok(size) => {
-                pending.done += size;
-                if pending.done >= len {
-                    self.finish(index, None);
-                } else {
-                    self.go_on(index);
-                }
-            }
-            Err(errno) => self.fail(index, errno),
+            Ok(size) if backend.loads().advance(key, size) => self.finish(backend, key, None),
+            Ok(_) => self.go_on(backend, key),
+            Err(errno) => self.fail(backend, key, errno),
         }
     }
 
-    /// Gives the written bytes to the requests of a batch, in order.
+    /// Ends those requests of a batch that are whole, or are to end.
     fn wrote_batch(
         &mut self,
+        backend: &mut Selected,
         slot: u32,
-        head: u32,
+        first: u32,
         count: u16,
-        mut batch: Box<gaio_backends::Batch>,
         result: Result<usize, Errno>,
     ) {
-        let left = self.restore_batch(head, count, &mut batch, result.unwrap_or(0));
+        let left = self.spread(backend, first, count, result.unwrap_or(0));
         debug_assert_eq!(left, 0, "more bytes written than handed in");
-        self.keep_batch(batch);
-        let mut index = head;
+        let mut key = first;
         for place in 0..count {
-            let Some(pending) = self.requests.get(index) else {
+            let Some(pending) = self.requests.get(key) else {
                 break;
             };
             let next = pending.next;
-            let whole = matches!(&pending.held, Held::Buffer(b) if pending.done >= b.len());
+            let whole = backend.loads().left(key) == 0;
             match (whole, pending.end, result) {
-                (true, ..) => self.finish(index, None),
+                (true, ..) => self.finish(backend, key, None),
                 (false, Some(kind), _) => {
                     let error = Error::new(pending.what.doing(), kind);
-                    self.finish(index, Some(error));
+                    self.finish(backend, key, Some(error));
                 }
                 // The system's error is the first unfinished write's; the others meet it, or not,
                 // when their turn comes.
-                (false, None, Err(errno)) if place == 0 => self.fail(index, errno),
+                (false, None, Err(errno)) if place == 0 => self.fail(backend, key, errno),
                 _ => {}
             }
-            index = next;
+            key = next;
         }
         self.mark_dirty(slot, Lane::Write);
     }
 
-    fn keep_batch(&mut self, batch: Box<gaio_backends::Batch>) {
-        if self.batches.len() < BATCHES_KEPT {
-            self.batches.push(batch);
-        }
-    }
-
-    /// Takes a completion of a connection that was freed: what comes back is kept for the
-    /// results, which are all emitted when nothing runs any more.
-    #[cold]
-    fn complete_closing(&mut self, backend: &mut Selected, completion: Completion, count: u16) {
-        let Completion {
-            slot,
-            lane,
-            more,
-            result,
-            payload,
-        } = completion;
-        let Some(state) = self.conns.get(slot) else {
-            return;
-        };
-        let (head, still) = (state.lane(lane).head, state.is_still());
-        let size = result.unwrap_or(0);
-        match (payload, self.requests.get_mut(head)) {
-            (Payload::Batch(mut batch), _) => {
-                self.restore_batch(head, count, &mut batch, size);
-                self.keep_batch(batch);
-            }
-            (Payload::Buffer(mut buffer), Some(pending)) if pending.what != What::ReadStream => {
-                pending.done += size;
-                if pending.what == What::ReadFull {
-                    buffer.set_filled(pending.done);
-                }
-                pending.held = Held::Buffer(buffer);
-            }
-            // Bytes of a stream that nobody wants, or a connection: closed when dropped.
-            _ => {}
-        }
-        if !more && still {
-            self.close_out(backend, slot);
-        }
-    }
-
-    /// Puts the buffers of a batch back and spreads `size` bytes over them; returns what is left.
-    fn restore_batch(
-        &mut self,
-        head: u32,
-        count: u16,
-        batch: &mut gaio_backends::Batch,
-        mut size: usize,
-    ) -> usize {
-        let mut index = head;
-        let mut buffers = batch.drain();
+    /// Spreads `size` written bytes over the requests of a batch; returns what is left.
+    fn spread(&mut self, backend: &mut Selected, first: u32, count: u16, mut size: usize) -> usize {
+        let mut key = first;
         for _ in 0..count {
-            let (Some(pending), Some(buffer)) = (self.requests.get_mut(index), buffers.next())
-            else {
+            let Some(pending) = self.requests.get_mut(key) else {
                 break;
             };
-            let part = size.min(buffer.len() - pending.done);
-            size -= part;
-            pending.done += part;
             pending.in_flight = false;
-            pending.held = Held::Buffer(buffer);
-            index = pending.next;
+            let part = size.min(backend.loads().left(key));
+            backend.loads().advance(key, part);
+            size -= part;
+            key = pending.next;
         }
         size
     }
 
-    pub(super) fn connected(&mut self, slot: u32, index: u32, result: Result<usize, Errno>) {
+    /// Keeps what a completion of a freed connection brings for the results, which are all
+    /// emitted when nothing runs any more.
+    #[cold]
+    fn keep(
+        &mut self,
+        backend: &mut Selected,
+        key: u32,
+        count: u16,
+        size: usize,
+        payload: Payload,
+    ) {
+        let what = self.requests.get(key).map(|pending| pending.what);
+        match (what, payload) {
+            (Some(What::ReadSwap), Payload::Lease(lease)) => {
+                backend.loads().put(key, Load::Buffer(lease.into()));
+                backend.loads().advance(key, size);
+            }
+            (Some(What::Write), _) if count > 1 => {
+                self.spread(backend, key, count, size);
+            }
+            // Bytes of a stream that nobody wants, or a connection: closed when dropped.
+            (Some(What::ReadStream | What::Accept | What::AcceptOne), _) | (None, _) => {}
+            (Some(_), _) => {
+                backend.loads().advance(key, size);
+            }
+        }
+    }
+
+    pub(super) fn connected(
+        &mut self,
+        backend: &mut Selected,
+        slot: u32,
+        key: u32,
+        result: Result<usize, Errno>,
+    ) {
         let ended = self
             .requests
-            .get(index)
+            .get(key)
             .is_some_and(|pending| pending.end.is_some());
         let interrupted = result.is_err_and(Errno::is_interruption);
         if interrupted && !ended {
             return if result.is_err_and(Errno::would_block) {
                 self.wait_for_backlog(slot)
             } else {
-                self.again(index)
+                self.again(key)
             };
         }
         if let Some(state) = self.conns.get_mut(slot) {
             state.connecting = false;
         }
         let before = self.out.len();
-        self.finish_with(index, result);
+        self.finish_with(backend, key, result);
         let error = self.out.get(before).and_then(|result| result.error);
         match error {
             None => Lane::BOTH.map(|lane| self.mark_dirty(slot, lane)),
             // What waited for the connection ends as it did; the handle is the program's.
-            Some(error) => Lane::BOTH.map(|lane| self.fail_lane(slot, lane, error)),
+            Some(error) => Lane::BOTH.map(|lane| self.fail_lane(backend, slot, lane, error)),
         };
     }
 
@@ -301,7 +279,7 @@ impl<C> Engine<C> {
         &mut self,
         backend: &mut Selected,
         slot: u32,
-        index: u32,
+        key: u32,
         more: bool,
         socket: OwnedFd,
     ) {
@@ -313,35 +291,41 @@ impl<C> Engine<C> {
             Ok(conn) => (Some(conn), None),
             Err((errno, _)) => (None, Some(errno)),
         };
-        let Some(pending) = self.requests.get(index) else {
+        let Some(pending) = self.requests.get(key) else {
             return;
         };
         let error = error.map(|errno| Error::os(pending.what.doing(), errno));
         if pending.what == What::AcceptOne {
-            self.finish(index, error);
-            if let Some(result) = self.out.back_mut() {
+            self.finish(backend, key, error);
+            if let Some(result) = self.out.last_mut() {
                 result.accepted = accepted;
             }
             return;
         }
-        self.emit_step(index, error, accepted, Payload::None, 0);
+        self.emit_step(key, error, accepted, Payload::None, 0);
         if !more {
-            self.go_on(index);
+            self.go_on(backend, key);
         }
     }
 
-    fn accept_failed(&mut self, slot: u32, index: u32, result: Result<usize, Errno>) {
-        let Some(pending) = self.requests.get(index) else {
+    fn accept_failed(
+        &mut self,
+        backend: &mut Selected,
+        slot: u32,
+        key: u32,
+        result: Result<usize, Errno>,
+    ) {
+        let Some(pending) = self.requests.get(key) else {
             return;
         };
         let Err(errno) = result else {
-            return self.go_on(index);
+            return self.go_on(backend, key);
         };
         if errno.is_lost_connection() {
-            return self.go_on(index);
+            return self.go_on(backend, key);
         }
         if pending.what == What::AcceptOne || pending.end.is_some() || !errno.is_shortage() {
-            return self.fail(index, errno);
+            return self.fail(backend, key, errno);
         }
         let error = Error::os(pending.what.doing(), errno);
         let told = self
@@ -349,7 +333,7 @@ impl<C> Engine<C> {
             .get_mut(slot)
             .is_some_and(|state| std::mem::replace(&mut state.out_of_descriptors, true));
         if !told {
-            self.emit_step(index, Some(error), None, Payload::None, 0);
+            self.emit_step(key, Some(error), None, Payload::None, 0);
         }
         self.wait_for_descriptor(slot);
     }
@@ -358,64 +342,66 @@ impl<C> Engine<C> {
         &mut self,
         backend: &mut Selected,
         slot: u32,
-        index: u32,
+        key: u32,
         more: bool,
         result: Result<usize, Errno>,
         payload: Payload,
     ) {
         match result {
-            Ok(0) => self.finish(index, None),
+            Ok(0) => self.finish(backend, key, None),
             Ok(size) => {
-                self.emit_step(index, None, None, payload, size);
+                self.emit_step(key, None, None, payload, size);
                 if more {
-                    self.pause_if_over_window(backend, slot, index);
+                    self.pause_if_over_window(backend, slot, key);
                 } else {
-                    self.resume_or_park(slot, index);
+                    self.resume_or_park(backend, slot, key);
                 }
             }
-            Err(errno) if errno.is_out_of_buffers() && !self.is_over_window(index) => {
-                self.starve(slot, index);
+            Err(errno)
+                if errno.is_out_of_buffers() && !self.is_over_window(backend.loads(), key) =>
+            {
+                self.starve(backend, slot, key);
             }
             Err(errno) if errno.is_out_of_buffers() || errno.is_interruption() => {
-                self.resume_or_park(slot, index)
+                self.resume_or_park(backend, slot, key)
             }
-            Err(errno) => self.fail(index, errno),
+            Err(errno) => self.fail(backend, key, errno),
         }
     }
 
     /// A result of a stream that goes on.
     fn emit_step(
         &mut self,
-        index: u32,
+        key: u32,
         error: Option<Error>,
         accepted: Option<Conn>,
         payload: Payload,
         size: usize,
     ) {
-        let Some(pending) = self.requests.get(index) else {
+        let Some(pending) = self.requests.get(key) else {
             return;
         };
         let Some(clone) = self.clone_context else {
             return;
         };
-        let Some(state) = self.conns.get(pending.slot) else {
+        let (Some(state), Some(context)) = (self.conns.get(pending.slot), &pending.context) else {
             return;
         };
         let buffer = match payload {
-            Payload::Buffer(buffer) => buffer,
-            _ => Default::default(),
+            Payload::Lease(lease) => lease.into(),
+            _ => Buffer::EMPTY,
         };
         let result = OpResult {
             operation: pending.what.operation(),
             op: pending.op,
             conn: self.ids.conn(pending.slot, state.generation),
-            context: clone(&pending.context),
+            context: clone(context),
             buffer,
             size,
             error,
             accepted,
             last: false,
         };
-        self.emit(result);
+        self.out.push(result);
     }
 }

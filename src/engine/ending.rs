@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Selected};
+use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Place, Selected};
 
-use super::{Engine, lane_of};
+use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::{Phase, Stage};
-use crate::request::{NONE, OpId, What};
+use crate::request::{OpId, What};
 
 impl<C> Engine<C> {
     /// Cancels a request. False if there is none of that number.
@@ -42,7 +42,7 @@ impl<C> Engine<C> {
             };
             pending.has_deadline = false;
             if pending.what == What::Timer {
-                self.finish(index, None);
+                self.finish(backend, index, None);
             } else {
                 self.end_early(backend, index, ErrorKind::Deadline);
             }
@@ -59,7 +59,7 @@ impl<C> Engine<C> {
             return false;
         };
         let state = self.conns.get(pending.slot);
-        let queue = state.map(|state| state.lane(lane_of(pending.what)));
+        let queue = state.map(|state| state.lane(pending.lane));
         pending.what != What::Timer
             && queue.is_some_and(|queue| {
                 queue.head == index && matches!(queue.stage, Stage::Dirty | Stage::Served)
@@ -71,28 +71,32 @@ impl<C> Engine<C> {
             return;
         };
         pending.end.get_or_insert(why);
-        let (slot, what, in_flight) = (pending.slot, pending.what, pending.in_flight);
+        let (slot, lane) = (pending.slot, pending.lane);
+        let (what, in_flight) = (pending.what, pending.in_flight);
         let error = Error::new(what.doing(), why);
         if what == What::Timer {
-            return self.finish(index, Some(error));
+            return self.finish(backend, index, Some(error));
         }
-        let closing = self
-            .conns
-            .get(slot)
-            .is_some_and(|state| state.phase == Phase::Closing);
-        let lane = lane_of(what);
+        let Some(state) = self.conns.get(slot) else {
+            return;
+        };
+        let closing = state.phase == Phase::Closing;
+        // Of several writes in one call, the first stands for all.
+        let key = state.lane(lane).head;
         match (closing, in_flight) {
             // It ends with its connection.
             (true, _) => {}
-            (false, true) => backend.cancel(slot, lane, why == ErrorKind::Deadline),
+            (false, true) => {
+                backend.cancel(Place { slot, lane, key }, why == ErrorKind::Deadline);
+            }
             (false, false) if what == What::Connect => {
-                self.connected(slot, index, Err(Errno::CANCELLED));
+                self.connected(backend, slot, index, Err(Errno::CANCELLED));
             }
             // The first of its lane is ending, too: it follows at once, in order.
             (false, false) if self.first_is_ending(slot, lane) => {}
             (false, false) => {
                 self.leave_waiting(slot, lane, index);
-                self.finish(index, Some(error));
+                self.finish(backend, index, Some(error));
             }
         }
     }
@@ -104,12 +108,18 @@ impl<C> Engine<C> {
     }
 
     /// Ends every request of a lane with an error.
-    pub(super) fn fail_lane(&mut self, slot: u32, lane: Lane, error: Error) {
+    pub(super) fn fail_lane(
+        &mut self,
+        backend: &mut Selected,
+        slot: u32,
+        lane: Lane,
+        error: Error,
+    ) {
         while let Some(head) = self.conns.get(slot).map(|state| state.lane(lane).head)
             && let Some(pending) = self.requests.get(head)
         {
             let doing = pending.what.doing();
-            self.finish(head, Some(error.during(doing)));
+            self.finish(backend, head, Some(error.during(doing)));
         }
     }
 
@@ -128,20 +138,24 @@ impl<C> Engine<C> {
             let Some(queue) = self.conns.lane_mut(slot, lane) else {
                 return;
             };
-            let (head, runs) = (queue.head, queue.in_flight > 0);
-            self.leave_waiting(slot, lane, head);
+            let (key, runs) = (queue.head, queue.in_flight > 0);
+            self.leave_waiting(slot, lane, key);
             if runs {
-                backend.cancel(slot, lane, false);
+                backend.cancel(Place { slot, lane, key }, false);
             }
         }
+        self.close_out_when_still(backend, slot);
+    }
+
+    /// If nothing runs any more on a freed connection, its requests end in the order in which they
+    /// were accepted, then its socket is closed.
+    pub(super) fn close_out_when_still(&mut self, backend: &mut Selected, slot: u32) {
         if self.conns.get(slot).is_some_and(|state| state.is_still()) {
             self.close_out(backend, slot);
         }
     }
 
-    /// Nothing runs on a freed connection: its requests end in the order of their submission,
-    /// then its socket is closed.
-    pub(super) fn close_out(&mut self, backend: &mut Selected, slot: u32) {
+    fn close_out(&mut self, backend: &mut Selected, slot: u32) {
         let why = if self.closed {
             ErrorKind::WatcherClosed
         } else {
@@ -152,7 +166,7 @@ impl<C> Engine<C> {
             let Some(doing) = doing else {
                 break;
             };
-            self.finish(index, Some(Error::new(doing, why)));
+            self.finish(backend, index, Some(Error::new(doing, why)));
         }
         drop(backend.detach(slot));
         self.retire(slot);
@@ -176,21 +190,25 @@ impl<C> Engine<C> {
         Ok(socket)
     }
 
+    /// The request of a connection that was accepted first.
     fn oldest(&self, slot: u32) -> Option<u32> {
         let state = self.conns.get(slot)?;
-        let heads = Lane::BOTH.map(|lane| state.lane(lane).head);
-        let alive = heads.into_iter().filter(|&head| head != NONE);
-        alive
-            .filter_map(|head| Some((self.requests.get(head)?.op, head)))
-            .min_by_key(|&(op, _)| op)
-            .map(|(_, head)| head)
+        let [read, write] = Lane::BOTH.map(|lane| state.lane(lane).head);
+        let accepted = |key| self.requests.get(key).map(|pending| pending.accepted);
+        match (accepted(read), accepted(write)) {
+            // The count wraps around, so what matters is which one is ahead of the other.
+            (Some(r), Some(w)) if (w.wrapping_sub(r) as i32) < 0 => Some(write),
+            (Some(_), _) => Some(read),
+            (None, Some(_)) => Some(write),
+            (None, None) => None,
+        }
     }
 
     fn retire(&mut self, slot: u32) {
         if let Some(state) = self.conns.get_mut(slot) {
             state.phase = Phase::Empty;
             let conn = self.ids.conn(slot, state.generation);
-            self.retired.push_back((self.emitted, conn));
+            self.retired.push_back((self.emitted(), conn));
         }
     }
 
@@ -202,11 +220,15 @@ impl<C> Engine<C> {
         for slot in self.conns.open_slots() {
             self.free_slot(backend, slot);
         }
-        for index in self.requests.indices() {
+        for index in self.requests.keys() {
             let pending = self.requests.get(index);
             if pending.is_some_and(|pending| pending.what == What::Timer) {
                 let doing = What::Timer.doing();
-                self.finish(index, Some(Error::new(doing, ErrorKind::WatcherClosed)));
+                self.finish(
+                    backend,
+                    index,
+                    Some(Error::new(doing, ErrorKind::WatcherClosed)),
+                );
             }
         }
     }

@@ -15,14 +15,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gaio_backends::{Backend, Batch, Doing, Errno, Error, ErrorKind, Lane, Selected, SocketKind};
+use gaio_backends::{
+    Backend, Buffer, Doing, Errno, Error, ErrorKind, Lane, Load, Loads, Selected, SocketKind,
+};
 
 use self::waiting::Waiting;
 use crate::conn::{Conn, ConnIds};
 use crate::conn_table::{ConnTable, Phase, Stage};
 use crate::deadlines::Deadlines;
 use crate::inbox::Message;
-use crate::request::{Held, OpId, OpIds, Operation, Order, Pending, Requests, What};
+use crate::request::{NONE, OpId, OpIds, Operation, Order, Removed, Requests, What};
 use crate::results::OpResult;
 
 /// Everything a watcher knows that is not the kernel's.
@@ -34,18 +36,13 @@ pub(crate) struct Engine<C> {
     pub(crate) requests: Requests<C>,
     pub(crate) deadlines: Deadlines,
     /// Lanes whose first request may be started.
-    dirty: VecDeque<(u32, Lane)>,
+    dirty: Vec<(u32, Lane)>,
+    /// The writes of one batch, while it is put together.
+    gathered: Vec<u32>,
     waiting: Waiting,
-    /// Empty batches, kept for the next vectored write.
-    #[expect(
-        clippy::vec_box,
-        reason = "the boxes travel; the kernel has their address"
-    )]
-    batches: Vec<Box<Batch>>,
     /// Results on their way out.
-    pub(crate) out: VecDeque<OpResult<C>>,
-    /// Results put into `out` so far, and taken from it.
-    emitted: u64,
+    pub(crate) out: Vec<OpResult<C>>,
+    /// Results taken from `out` so far.
     handed_out: u64,
     /// Handles whose last result was emitted as the numbered one.
     retired: VecDeque<(u64, Conn)>,
@@ -60,7 +57,6 @@ pub(crate) struct Engine<C> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct EngineCounts {
     pub(crate) turns: u64,
-    pub(crate) submitted: u64,
     pub(crate) completions: u64,
     pub(crate) cancelled: u64,
     pub(crate) deadlines: u64,
@@ -75,11 +71,10 @@ impl<C> Engine<C> {
             conns: ConnTable::default(),
             requests: Requests::new(),
             deadlines: Deadlines::default(),
-            dirty: VecDeque::new(),
+            dirty: Vec::new(),
+            gathered: Vec::new(),
             waiting: Waiting::new(swap_buffer_size),
-            batches: Vec::new(),
-            out: VecDeque::new(),
-            emitted: 0,
+            out: Vec::new(),
             handed_out: 0,
             retired: VecDeque::new(),
             stream_window: stream_window as u64,
@@ -97,79 +92,102 @@ impl<C> Engine<C> {
         })
     }
 
-    /// Accepts a request for a connection, or says why not.
-    #[inline]
-    pub(crate) fn submit(
-        &mut self,
-        conn: Conn,
-        order: Order<C>,
-    ) -> Result<OpId, (ErrorKind, Order<C>)> {
-        let op = self.ops.next();
-        self.submit_as(op, conn, order).map(|()| op)
-    }
-
-    #[inline]
-    fn submit_as(
-        &mut self,
-        op: OpId,
-        conn: Conn,
-        order: Order<C>,
-    ) -> Result<(), (ErrorKind, Order<C>)> {
-        if let Err(kind) = self.check(conn, &order) {
-            return Err((kind, order));
-        }
-        let slot = conn.slot();
-        let lane = lane_of(order.what);
-        let deadline = order.deadline;
-        if order.clone_context.is_some() {
-            self.clone_context = order.clone_context;
-        }
-        let index = self.requests.insert(op, slot, order);
-        if let Some(at) = deadline {
-            self.deadlines.insert(index, at);
-        }
-        self.conns.push(&mut self.requests, slot, lane, index);
-        self.counts.submitted += 1;
-        self.mark_dirty(slot, lane);
-        Ok(())
-    }
-
-    #[inline]
-    fn check(&self, conn: Conn, order: &Order<C>) -> Result<(), ErrorKind> {
-        if self.closed {
-            return Err(ErrorKind::WatcherClosed);
-        }
-        let state = self.conns.get(conn.slot());
-        let state = state.filter(|_| self.is_open(conn));
-        let state = state.ok_or(ErrorKind::ConnClosed)?;
-        let fits = match order.what {
+    /// Why a request for a connection cannot be accepted, if it cannot.
+    #[inline(always)]
+    pub(crate) fn refusal(&self, conn: Conn, what: What, load: &Load) -> Option<ErrorKind> {
+        let Some(state) = self.conns.get(conn.slot()).filter(|_| self.is_open(conn)) else {
+            return Some(match self.closed {
+                true => ErrorKind::WatcherClosed,
+                false => ErrorKind::ConnClosed,
+            });
+        };
+        let fits = match what {
             What::Accept | What::AcceptOne => state.is_listener,
             What::Ready(_) => true,
             _ => !state.is_listener,
         };
         if !fits {
-            return Err(ErrorKind::WrongKind);
+            return Some(ErrorKind::WrongKind);
         }
-        let needs_bytes = matches!(order.what, What::Read | What::ReadFull | What::Write);
-        match &order.held {
-            Held::Buffer(buffer) if needs_bytes && buffer.is_empty() => Err(ErrorKind::EmptyBuffer),
-            _ => Ok(()),
+        match load {
+            Load::Buffer(buffer) if buffer.is_empty() => Some(ErrorKind::EmptyBuffer),
+            _ => None,
         }
     }
 
-    /// Accepts a timer.
-    pub(crate) fn timer(&mut self, order: Order<C>) -> Result<OpId, (ErrorKind, Order<C>)> {
-        if self.closed {
-            return Err((ErrorKind::WatcherClosed, order));
-        }
+    /// Accepts a request for which there is no refusal. Its load is to be put under its key.
+    #[inline(always)]
+    pub(crate) fn accept(
+        &mut self,
+        conn: Conn,
+        what: What,
+        context: C,
+        deadline: Option<Instant>,
+    ) -> (OpId, u32) {
         let op = self.ops.next();
-        let deadline = order.deadline;
-        let index = self.requests.insert(op, Conn::NONE.slot(), order);
-        if let Some(at) = deadline {
-            self.deadlines.insert(index, at);
+        (op, self.accept_as(op, conn, what, context, deadline))
+    }
+
+    #[inline(always)]
+    fn accept_as(
+        &mut self,
+        op: OpId,
+        conn: Conn,
+        what: What,
+        context: C,
+        deadline: Option<Instant>,
+    ) -> u32 {
+        let (slot, lane) = (conn.slot(), what.lane());
+        let key = self.record(op, slot, what, context, deadline);
+        if self.conns.push(&mut self.requests, slot, lane, key) {
+            self.dirty.push((slot, lane));
         }
-        self.counts.submitted += 1;
-        Ok(op)
+        key
+    }
+
+    #[inline(always)]
+    fn record(
+        &mut self,
+        op: OpId,
+        slot: u32,
+        what: What,
+        context: C,
+        deadline: Option<Instant>,
+    ) -> u32 {
+        let has_deadline = deadline.is_some();
+        let key = self.requests.insert(op, slot, what, has_deadline, context);
+        if let Some(at) = deadline {
+            self.deadlines.insert(key, at);
+        }
+        key
+    }
+
+    /// Accepts a timer.
+    pub(crate) fn timer(&mut self, context: C, deadline: Option<Instant>) -> OpId {
+        let op = self.ops.next();
+        self.record(op, NONE, What::Timer, context, deadline);
+        op
+    }
+
+    /// How streams copy their context for each result.
+    pub(crate) fn learn_to_clone(&mut self, clone: fn(&C) -> C) {
+        self.clone_context = Some(clone);
+    }
+
+    /// Requests that follow wait until the connect has ended.
+    pub(crate) fn begin_connecting(&mut self, conn: Conn) {
+        if let Some(state) = self.conns.get_mut(conn.slot()) {
+            state.connecting = true;
+        }
+    }
+
+    /// Accepts a request that came from another thread.
+    fn accept_order(&mut self, loads: &mut Loads, op: OpId, conn: Conn, order: Order<C>) {
+        if let Some(clone) = order.clone_context {
+            self.learn_to_clone(clone);
+        }
+        let key = self.accept_as(op, conn, order.what, order.context, order.deadline);
+        loads.put(key, order.load);
     }
 
     /// Takes a socket under a fresh handle.
@@ -195,7 +213,7 @@ impl<C> Engine<C> {
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)> {
         if let Err(refused) = backend.attach(conn.slot(), socket, kind) {
-            self.retired.push_back((self.emitted, conn));
+            self.retired.push_back((self.emitted(), conn));
             return Err(refused);
         }
         self.conns.open(conn, kind);
@@ -206,9 +224,12 @@ impl<C> Engine<C> {
     pub(crate) fn receive(&mut self, backend: &mut Selected, message: Message<C>) {
         match message {
             Message::Submit { op, conn, order } => {
-                if let Err((kind, order)) = self.submit_as(op, conn, order) {
-                    let error = Error::new(order.what.doing(), kind);
-                    self.emit_refused(op, conn, order, error);
+                match self.refusal(conn, order.what, &order.load) {
+                    None => self.accept_order(backend.loads(), op, conn, order),
+                    Some(kind) => {
+                        let error = Error::new(order.what.doing(), kind);
+                        self.emit_refused(op, conn, order, error);
+                    }
                 }
             }
             Message::Connect {
@@ -224,13 +245,13 @@ impl<C> Engine<C> {
             Message::Delegate { conn, socket, kind } => {
                 let refused = self.closed;
                 if refused {
-                    self.retired.push_back((self.emitted, conn));
+                    self.retired.push_back((self.emitted(), conn));
                 } else {
                     // If the system refuses, the handle is dead and requests for it say so.
                     drop(self.adopt_as(backend, conn, socket, kind));
                 }
             }
-            Message::Post { op, context } => self.emit(OpResult {
+            Message::Post { op, context } => self.out.push(OpResult {
                 operation: Operation::Post,
                 op,
                 conn: Conn::NONE,
@@ -259,11 +280,11 @@ impl<C> Engine<C> {
         order: Order<C>,
     ) -> Result<(), (Error, Order<C>)> {
         if self.closed {
-            self.retired.push_back((self.emitted, conn));
+            self.retired.push_back((self.emitted(), conn));
             return Err((Error::new(Doing::Connect, ErrorKind::WatcherClosed), order));
         }
         if socket.is_err() {
-            self.retired.push_back((self.emitted, conn));
+            self.retired.push_back((self.emitted(), conn));
         }
         let adopted = socket.and_then(|socket| {
             let adopted = self.adopt_as(backend, conn, socket, SocketKind::Stream);
@@ -272,17 +293,9 @@ impl<C> Engine<C> {
         if let Err(errno) = adopted {
             return Err((Error::os(Doing::Connect, errno), order));
         }
-        self.submit_as(op, conn, order)
-            .map_err(|(kind, order)| (Error::new(Doing::Connect, kind), order))?;
+        self.accept_order(backend.loads(), op, conn, order);
         self.begin_connecting(conn);
         Ok(())
-    }
-
-    /// Requests that follow wait until the connect has ended.
-    pub(crate) fn begin_connecting(&mut self, conn: Conn) {
-        if let Some(state) = self.conns.get_mut(conn.slot()) {
-            state.connecting = true;
-        }
     }
 
     /// The lane's first request may be startable.
@@ -293,7 +306,7 @@ impl<C> Engine<C> {
             && queue.in_flight == 0
         {
             queue.stage = Stage::Dirty;
-            self.dirty.push_back((slot, lane));
+            self.dirty.push((slot, lane));
         }
     }
 
@@ -303,20 +316,19 @@ impl<C> Engine<C> {
         !self.dirty.is_empty()
     }
 
-    #[inline]
-    fn emit(&mut self, result: OpResult<C>) {
-        self.emitted += 1;
-        self.out.push_back(result);
+    /// How many results there were, handed out or not.
+    fn emitted(&self) -> u64 {
+        self.handed_out + self.out.len() as u64
     }
 
     /// The one result of a request from another thread that is refused.
     fn emit_refused(&mut self, op: OpId, conn: Conn, order: Order<C>, error: Error) {
-        self.emit(OpResult {
+        self.out.push(OpResult {
             operation: order.what.operation(),
             op,
             conn,
             context: order.context,
-            buffer: order.held.into_buffer(),
+            buffer: order.load.into_buffer(),
             size: 0,
             error: Some(error),
             accepted: None,
@@ -325,38 +337,37 @@ impl<C> Engine<C> {
     }
 
     /// Takes a request out of every table and emits its last result.
-    #[inline]
-    fn finish(&mut self, index: u32, error: Option<Error>) {
-        let Some(mut pending) = self.requests.remove(index) else {
+    fn finish(&mut self, backend: &mut Selected, key: u32, error: Option<Error>) {
+        let (mut buffer, done) = backend.loads().take_buffer(key);
+        let what = self.requests.get(key).map(|pending| pending.what);
+        if let Some(What::Read | What::ReadFull) = what {
+            // Until now it showed all of its room.
+            buffer.set_filled(done);
+        }
+        self.conclude(key, error, buffer, done);
+    }
+
+    /// The same, for a request whose load was taken out or never was there.
+    #[inline(always)]
+    fn conclude(&mut self, key: u32, error: Option<Error>, buffer: Buffer, size: usize) {
+        let Some(gone) = self.requests.remove(key) else {
             return;
         };
-        if pending.has_deadline {
-            self.deadlines.remove(index);
+        if gone.has_deadline {
+            self.deadlines.remove(key);
         }
-        if error.is_some()
-            && let (What::Read | What::ReadFull, Held::Buffer(buffer)) =
-                (pending.what, &mut pending.held)
-        {
-            // One that was never started still shows all of its room.
-            buffer.set_filled(pending.done);
+        let conn = self.leave_lane(&gone);
+        if let Some(error) = error {
+            self.counts.cancelled += u64::from(error.kind() == ErrorKind::Cancelled);
+            self.counts.deadlines += u64::from(error.kind() == ErrorKind::Deadline);
         }
-        let conn = if pending.what == What::Timer {
-            Conn::NONE
-        } else {
-            self.leave_lane(&pending)
-        };
-        match error.map(Error::kind) {
-            Some(ErrorKind::Cancelled) => self.counts.cancelled += 1,
-            Some(ErrorKind::Deadline) => self.counts.deadlines += 1,
-            _ => {}
-        }
-        self.emit(OpResult {
-            operation: pending.what.operation(),
-            op: pending.op,
+        self.out.push(OpResult {
+            operation: gone.what.operation(),
+            op: gone.op,
             conn,
-            context: pending.context,
-            buffer: pending.held.into_buffer(),
-            size: pending.done,
+            context: gone.context,
+            buffer,
+            size,
             error,
             accepted: None,
             last: true,
@@ -365,19 +376,17 @@ impl<C> Engine<C> {
 
     /// Unlinks a request; returns its connection's handle. If it was the first of its lane, the
     /// next one may start.
-    #[inline]
-    fn leave_lane(&mut self, pending: &Pending<C>) -> Conn {
-        let (slot, lane) = (pending.slot, lane_of(pending.what));
-        self.conns
-            .unlink(&mut self.requests, slot, lane, pending.prev, pending.next);
-        let Some(state) = self.conns.get(slot) else {
+    #[inline(always)]
+    fn leave_lane(&mut self, gone: &Removed<C>) -> Conn {
+        // A timer is in no slot.
+        let Some(state) = self.conns.unlink(&mut self.requests, gone) else {
             return Conn::NONE;
         };
-        let generation = state.generation;
-        if state.lane(lane).head != crate::request::NONE {
-            self.mark_dirty(slot, lane);
+        let conn = self.ids.conn(gone.slot, state.generation);
+        if state.lane(gone.lane).head != NONE {
+            self.mark_dirty(gone.slot, gone.lane);
         }
-        self.ids.conn(slot, generation)
+        conn
     }
 
     /// Results in `out` were handed out; a new turn begins. Handles whose last result the program
@@ -408,25 +417,5 @@ impl<C> Engine<C> {
 
     pub(crate) fn delivered(&self) -> u64 {
         self.handed_out
-    }
-}
-
-/// The lane in which a request waits its turn.
-#[inline]
-pub(crate) fn lane_of(what: What) -> Lane {
-    use gaio_backends::Interest;
-    match what {
-        What::Write
-        | What::Connect
-        | What::Shutdown(_)
-        | What::Ready(Interest::Writable)
-        | What::Timer => Lane::Write,
-        What::ReadSwap
-        | What::Read
-        | What::ReadFull
-        | What::ReadStream
-        | What::Accept
-        | What::AcceptOne
-        | What::Ready(Interest::Readable) => Lane::Read,
     }
 }

@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Error, Lane, Pool, Selected};
+use gaio_backends::{Backend, Error, Lane, Load, Loads, Place, Pool, Selected};
 
 use super::Engine;
 use crate::conn_table::Stage;
-use crate::request::Held;
 
 /// Descriptors can be freed anywhere in the process, unseen: try so often.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -60,7 +59,7 @@ impl<C> Engine<C> {
             self.serve_starved(backend);
         }
         if !self.waiting.paused.is_empty() {
-            self.resume_paused(backend.pool());
+            self.resume_paused(backend);
         }
         if let Some(at) = self.waiting.retry_at
             && at <= Instant::now()
@@ -79,7 +78,7 @@ impl<C> Engine<C> {
     }
 
     /// A swap read found the pool dry: it waits until leases come back.
-    pub(super) fn starve(&mut self, slot: u32, index: u32) {
+    pub(super) fn starve(&mut self, backend: &mut Selected, slot: u32, index: u32) {
         let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
@@ -87,7 +86,7 @@ impl<C> Engine<C> {
         match pending.end {
             Some(why) => {
                 let error = Error::new(pending.what.doing(), why);
-                self.finish(index, Some(error));
+                self.finish(backend, index, Some(error));
             }
             None => {
                 self.counts.swap_starved += 1;
@@ -148,7 +147,7 @@ impl<C> Engine<C> {
             if queue.stage == Stage::Starved {
                 queue.stage = Stage::Served;
                 self.waiting.starved_count -= 1;
-                self.dirty.push_back((slot, Lane::Read));
+                self.dirty.push((slot, Lane::Read));
                 count -= 1;
             }
         }
@@ -164,35 +163,40 @@ impl<C> Engine<C> {
     }
 
     /// Whether a stream has more leases out than its window allows.
-    pub(super) fn is_over_window(&self, index: u32) -> bool {
-        let held = self.requests.get(index).map(|pending| &pending.held);
-        matches!(held, Some(Held::Credit(credit)) if credit.leased_bytes() > self.stream_window)
+    pub(super) fn is_over_window(&self, loads: &Loads, index: u32) -> bool {
+        matches!(loads.get(index), Load::Credit(credit)
+            if credit.leased_bytes() > self.stream_window)
     }
 
     /// A stream over its window stops taking in more.
     pub(super) fn pause_if_over_window(&mut self, backend: &mut Selected, slot: u32, index: u32) {
-        let over = self.is_over_window(index);
+        let over = self.is_over_window(backend.loads(), index);
         if let Some(pending) = self.requests.get_mut(index)
             && over
             && !pending.pausing
             && pending.end.is_none()
         {
             pending.pausing = true;
-            backend.cancel(slot, Lane::Read, false);
+            let place = Place {
+                slot,
+                lane: Lane::Read,
+                key: index,
+            };
+            backend.cancel(place, false);
         }
     }
 
     /// A stream's operation has ended, but not the stream: it goes on, or waits for leases.
-    pub(super) fn resume_or_park(&mut self, slot: u32, index: u32) {
+    pub(super) fn resume_or_park(&mut self, backend: &mut Selected, slot: u32, index: u32) {
         let window = self.stream_window;
         let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
         if let Some(why) = pending.end {
             let error = Error::new(pending.what.doing(), why);
-            return self.finish(index, Some(error));
+            return self.finish(backend, index, Some(error));
         }
-        let Held::Credit(credit) = &pending.held else {
+        let Load::Credit(credit) = backend.loads().get(index) else {
             return;
         };
         let over = std::mem::take(&mut pending.pausing) || credit.leased_bytes() > window;
@@ -210,8 +214,8 @@ impl<C> Engine<C> {
         }
     }
 
-    fn resume_paused(&mut self, pool: &Pool) {
-        if !pool.take_credit_back() {
+    fn resume_paused(&mut self, backend: &mut Selected) {
+        if !backend.pool().take_credit_back() {
             return;
         }
         let mut paused = std::mem::take(&mut self.waiting.paused);
@@ -222,8 +226,7 @@ impl<C> Engine<C> {
             if queue.stage != Stage::Paused {
                 return false;
             }
-            let stream = self.requests.get(queue.head).map(|stream| &stream.held);
-            let still = matches!(stream, Some(Held::Credit(credit))
+            let still = matches!(backend.loads().get(queue.head), Load::Credit(credit)
                 if credit.pause_above(self.stream_window / 2));
             if !still {
                 queue.stage = Stage::None;

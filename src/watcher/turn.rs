@@ -56,9 +56,10 @@ impl<C> Watcher<C> {
         let again = self.backend.wait(until, &mut reaped);
         self.inbox.waker.awake();
         let mut reaped = std::mem::take(&mut self.reaped);
-        for completion in reaped.drain(..) {
+        for completion in &mut reaped {
             self.engine.complete(&mut self.backend, completion);
         }
+        reaped.clear();
         self.reaped = reaped;
         // What ran out of time is still to be taken back from the kernel.
         let expired = self.engine.expire(&mut self.backend);
@@ -180,8 +181,10 @@ pub(super) fn this_thread() -> NonZeroU64 {
         NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)
     }
     NUMBER.with(|cell| {
-        let known = cell.get().unwrap_or_else(number);
-        cell.set(Some(known));
-        known
+        cell.get().unwrap_or_else(|| {
+            let fresh = number();
+            cell.set(Some(fresh));
+            fresh
+        })
     })
 }

@@ -5,9 +5,8 @@ use std::os::fd::AsFd;
 
 use socket2::SockAddr;
 
-use super::engine::Engine;
-use super::slot::{Cargo, Flags, Op, Source};
-use crate::buffer::Buffer;
+use super::engine::{Engine, transferred};
+use super::slot::{Flags, Op, Source};
 use crate::error::Errno;
 use crate::swap::SwapBuf;
 use crate::{Completion, Interest, Lane, Payload, Sink, sys};
@@ -50,13 +49,12 @@ impl Engine {
             Err(errno) => Err(errno),
             Ok((len, asked)) => {
                 entry.learn(Lane::Read, len, asked);
-                Ok(len)
+                Ok(transferred(len))
             }
         };
         entry.set_op(Lane::Read, Op::Idle);
         sink.complete(Completion {
-            slot,
-            lane: Lane::Read,
+            key: entry.key(Lane::Read),
             more: false,
             result,
             payload: leased(self.cursor.lease(None)),
@@ -77,15 +75,12 @@ impl Engine {
             };
             entry.learn(Lane::Read, len, asked);
             let drained = !entry.can_run(Lane::Read);
-            let credit = match self.cargo.get(entry.cargo(Lane::Read) as usize) {
-                Some(Cargo::Credit(credit)) => Some(credit),
-                _ => None,
-            };
+            let key = entry.key(Lane::Read);
+            let credit = self.loads.credit(key);
             sink.complete(Completion {
-                slot,
-                lane: Lane::Read,
+                key,
                 more: true,
-                result: Ok(len),
+                result: Ok(transferred(len)),
                 payload: leased(self.cursor.lease(credit)),
             });
             if drained {
@@ -102,11 +97,7 @@ impl Engine {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        let place = entry.cargo(Lane::Read) as usize;
-        let spare = match self.cargo.get_mut(place) {
-            Some(Cargo::Buffer { buffer, from }) => buffer.spare(*from).unwrap_or_default(),
-            _ => &mut [],
-        };
+        let spare = self.loads.unread(entry.key(Lane::Read));
         let asked = spare.len().min(sys::TRANSFER_MAX);
         self.counts.reads += 1;
         let read = match entry.source() {
@@ -131,19 +122,19 @@ impl Engine {
         };
         let (fd, source) = (entry.fd(), entry.source());
         self.counts.writes += 1;
-        let (written, asked) = match self.cargo.get_mut(entry.cargo(Lane::Write) as usize) {
-            Some(Cargo::Buffer { buffer, from }) => {
-                let rest = buffer.get(*from..).unwrap_or_default();
+        let key = entry.key(Lane::Write);
+        let (written, asked) = match self.loads.batch(key) {
+            None => {
+                let rest = self.loads.unwritten(key);
                 (source.write(fd, rest), rest.len())
             }
-            Some(Cargo::Batch(batch)) => {
+            Some(batch) => {
                 let written = match source {
                     Source::Socket => sys::send_batch(fd, batch),
                     Source::File => sys::write_batch(fd, batch),
                 };
                 (written, batch.len_bytes())
             }
-            _ => (Err(Errno(libc::EINVAL)), 0),
         };
         match written {
             Err(Errno(libc::EAGAIN)) => entry.flags.clear(Flags::WRITABLE),
@@ -167,8 +158,7 @@ impl Engine {
                         entry.set_op(Lane::Read, Op::Idle);
                     }
                     sink.complete(Completion {
-                        slot,
-                        lane: Lane::Read,
+                        key: entry.key(Lane::Read),
                         more: stream,
                         result: Ok(0),
                         payload: Payload::Socket(socket),
@@ -193,10 +183,12 @@ impl Engine {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        let place = entry.cargo(Lane::Write) as usize;
-        let (Some(socket), Some(Cargo::Address(to))) = (&entry.socket, self.cargo.get(place))
-        else {
+        let Some(socket) = &entry.socket else {
             return;
+        };
+        let to = match self.loads.address(entry.key(Lane::Write)) {
+            Ok(to) => to,
+            Err(errno) => return self.finish(slot, Lane::Write, Err(errno), sink),
         };
         // A socket that is not connected polls as ended: that says nothing of what comes now.
         entry.flags.clear(Flags::ALL_READY);
@@ -257,7 +249,7 @@ impl Engine {
         }
     }
 
-    /// Ends an operation and gives back what it carried.
+    /// Ends an operation; what it used is the watcher's again.
     #[inline]
     pub(super) fn finish(
         &mut self,
@@ -269,22 +261,14 @@ impl Engine {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        let op = entry.op(lane);
+        let key = entry.key(lane);
         entry.set_op(lane, Op::Idle);
-        let cargo = self.cargo.try_remove(entry.cargo(lane) as usize);
-        sink.complete(Completion {
-            slot,
-            lane,
-            more: false,
-            result,
-            payload: cargo.map_or(Payload::None, |cargo| {
-                cargo.give_back(op, result.unwrap_or(0))
-            }),
-        });
+        self.loads.end(key);
+        sink.complete(Completion::last(key, result.map(transferred)));
     }
 }
 
 #[inline]
 fn leased(lease: Option<SwapBuf>) -> Payload {
-    lease.map_or(Payload::None, |lease| Payload::Buffer(Buffer::from(lease)))
+    lease.map_or(Payload::None, Payload::Lease)
 }

@@ -6,25 +6,19 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use slab::Slab;
-
 use super::cursor::Cursor;
 use super::poller::Readiness;
 use super::retries::Retries;
-use super::slot::{Cargo, Flags, Op, Slot, reach, stow};
-use crate::buffer::Buffer;
+use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::Pool;
-use crate::{Address, Completion, Counts, Lane, Payload, Request, Sink, sys};
-
-/// The place of no cargo.
-const NOWHERE: u32 = u32::MAX;
+use crate::{Completion, Counts, Lane, Loads, Place, Request, Sink, sys};
 
 /// The attached sockets and their operations.
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) slots: Vec<Slot>,
-    pub(super) cargo: Slab<Cargo>,
+    pub(super) loads: Loads,
     /// Lanes to run in the next turn. Each is here at most once, as `Flags::queued` says; by its
     /// turn there may be nothing left to run on it.
     queue: VecDeque<(u32, Lane)>,
@@ -54,7 +48,7 @@ impl Engine {
     pub(super) fn new(pool: Pool) -> Self {
         Engine {
             slots: Vec::new(),
-            cargo: Slab::new(),
+            loads: Loads::default(),
             queue: VecDeque::new(),
             done: Done::default(),
             retries: Retries::default(),
@@ -89,58 +83,61 @@ impl Engine {
 
     /// Takes an operation. It runs at once or in the next turn if its lane is thought ready, else
     /// when an event says so.
-    #[inline]
-    pub(super) fn start(&mut self, slot: u32, lane: Lane, request: Request) {
+    #[inline(always)]
+    pub(super) fn start(&mut self, at: Place, request: Request) {
         match request {
-            Request::ReadSwap => self.record(slot, lane, Op::ReadSwap, NOWHERE),
-            Request::Write { buffer, from } => self.start_write(slot, buffer, from),
-            Request::Read { buffer, from } => {
-                self.load(slot, lane, Op::Read, Cargo::Buffer { buffer, from });
-            }
-            Request::WriteBatch(batch) => self.load(slot, lane, Op::Write, Cargo::Batch(batch)),
-            Request::ReadStream(credit) => {
-                self.load(slot, lane, Op::ReadStream, Cargo::Credit(credit));
-            }
-            Request::Accept => self.record(slot, lane, Op::Accept, NOWHERE),
-            Request::AcceptStream => self.record(slot, lane, Op::AcceptStream, NOWHERE),
-            Request::Connect(address) => self.start_connect(slot, lane, &address),
-            Request::Ready(_) => self.start_regardless(slot, lane, Op::Ready, NOWHERE),
+            Request::ReadSwap => self.record(at, Op::ReadSwap),
+            Request::Write => self.start_write(at),
+            request => self.start_other(at, request),
         }
     }
 
-    #[cold]
-    fn start_connect(&mut self, slot: u32, lane: Lane, to: &Address) {
-        match to.to_raw() {
-            Ok(raw) => {
-                let place = stow(&mut self.cargo, Cargo::Address(Box::new(raw)));
-                self.start_regardless(slot, lane, Op::Connect, place);
-            }
-            Err(errno) => self.done.complete(failed(slot, lane, errno)),
+    fn start_other(&mut self, at: Place, request: Request) {
+        match request {
+            Request::ReadSwap => self.record(at, Op::ReadSwap),
+            Request::Write => self.start_busy(at, Op::Write),
+            Request::Read => self.start_busy(at, Op::Read),
+            Request::ReadStream => self.start_busy(at, Op::ReadStream),
+            Request::Accept => self.record(at, Op::Accept),
+            Request::AcceptStream => self.record(at, Op::AcceptStream),
+            Request::Connect => self.start_regardless(at, Op::Connect),
+            Request::Ready(_) => self.start_regardless(at, Op::Ready),
         }
+    }
+
+    /// Takes several writes.
+    pub(super) fn start_writes(&mut self, slot: u32, keys: &[u32]) {
+        let Some(&key) = keys.first() else {
+            return;
+        };
+        self.loads.begin_batch(keys);
+        let lane = Lane::Write;
+        self.record(Place { slot, lane, key }, Op::Write);
+    }
+
+    fn start_busy(&mut self, at: Place, op: Op) {
+        self.loads.begin(at.key);
+        self.record(at, op);
     }
 
     /// For operations that find out by themselves, whatever is known.
-    fn start_regardless(&mut self, slot: u32, lane: Lane, op: Op, place: u32) {
-        if let Some(entry) = self.slots.get_mut(slot as usize) {
-            entry.flags.set(Flags::ready(lane));
+    fn start_regardless(&mut self, at: Place, op: Op) {
+        if let Some(entry) = self.slots.get_mut(at.slot as usize) {
+            entry.flags.set(Flags::ready(at.lane));
         }
-        self.record(slot, lane, op, place);
-    }
-
-    fn load(&mut self, slot: u32, lane: Lane, op: Op, cargo: Cargo) {
-        let place = stow(&mut self.cargo, cargo);
-        self.record(slot, lane, op, place);
+        self.record(at, op);
     }
 
     /// Puts an operation on its lane, and in the queue if it can run.
     #[inline]
-    fn record(&mut self, slot: u32, lane: Lane, op: Op, place: u32) {
+    fn record(&mut self, at: Place, op: Op) {
+        let Place { slot, lane, key } = at;
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             debug_assert!(false, "slot {slot} was never attached");
             return;
         };
         debug_assert_eq!(entry.op(lane), Op::Idle, "{lane:?} of slot {slot} is busy");
-        entry.load(lane, op, place);
+        entry.begin(lane, op, key);
         if entry.flags.has(Flags::ready(lane)) {
             self.enqueue(slot, lane);
         }
@@ -149,34 +146,30 @@ impl Engine {
     /// Writes at once what will not wait, by far the most common case: recording it first and
     /// doing it in the next turn would cost as much again.
     #[inline]
-    fn start_write(&mut self, slot: u32, buffer: Buffer, from: usize) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            debug_assert!(false, "slot {slot} was never attached");
+    fn start_write(&mut self, at: Place) {
+        let Some(entry) = self.slots.get_mut(at.slot as usize) else {
+            debug_assert!(false, "slot {} was never attached", at.slot);
             return;
         };
         if entry.flags.has(Flags::WRITABLE) {
-            let rest = buffer.get(from..).unwrap_or_default();
+            let rest = self.loads.unwritten(at.key);
             self.counts.writes += 1;
             match entry.source().write(entry.fd(), rest) {
                 // The next turn finds out how to wait.
                 Err(Errno(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM)) => {}
                 written => {
                     entry.learn(Lane::Write, written.unwrap_or(0), rest.len());
-                    return self.done.complete(Completion {
-                        slot,
-                        lane: Lane::Write,
-                        more: false,
-                        result: written,
-                        payload: Payload::Buffer(buffer),
-                    });
+                    let result = written.map(transferred);
+                    return self.done.complete(Completion::last(at.key, result));
                 }
             }
         }
-        self.load(slot, Lane::Write, Op::Write, Cargo::Buffer { buffer, from });
+        self.start_other(at, Request::Write);
     }
 
     /// Ends an operation, after a last attempt if it is to have one.
-    pub(super) fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
+    pub(super) fn cancel(&mut self, at: Place, last_try: bool) {
+        let Place { slot, lane, .. } = at;
         let mut done = std::mem::take(&mut self.done);
         // While the kernel connects there is nothing to try.
         let connecting = self
@@ -295,14 +288,10 @@ impl Engine {
     }
 }
 
-fn failed(slot: u32, lane: Lane, errno: Errno) -> Completion {
-    Completion {
-        slot,
-        lane,
-        more: false,
-        result: Err(errno),
-        payload: Payload::None,
-    }
+/// The length of one transfer, which is at most [`sys::TRANSFER_MAX`], or under 2 GiB.
+#[inline]
+pub(super) fn transferred(len: usize) -> u32 {
+    len as u32
 }
 
 impl Drop for Engine {

@@ -34,7 +34,8 @@ use crate::error::Errno;
 use crate::error::Refusal;
 use crate::nest::NestTimer;
 use crate::{
-    Backend, Counting, Counts, Lane, Options, Pool, Request, Sink, SocketKind, Until, Waker, sys,
+    Backend, Counting, Counts, Loads, Options, Place, Pool, Request, Sink, SocketKind, Until,
+    Waker, sys,
 };
 
 /// Tokens of no slot: there are never so many.
@@ -155,12 +156,21 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 
     #[inline]
-    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
-        self.engine.start(slot, lane, request);
+    fn loads(&mut self) -> &mut Loads {
+        &mut self.engine.loads
     }
 
-    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
-        self.engine.cancel(slot, lane, last_try);
+    #[inline(always)]
+    fn start(&mut self, at: Place, request: Request) {
+        self.engine.start(at, request);
+    }
+
+    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
+        self.engine.start_writes(slot, keys);
+    }
+
+    fn cancel(&mut self, at: Place, last_try: bool) {
+        self.engine.cancel(at, last_try);
     }
 
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {

@@ -1,20 +1,14 @@
-//! The table of attached sockets. An entry is small, because idle connections are many: what
-//! only some operations carry along lies in a table of its own.
+//! The table of attached sockets. An entry is small, because idle connections are many: what an
+//! operation carries along lies in the table of loads, under its key.
 
 use std::ops::BitOr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use slab::Slab;
-use socket2::SockAddr;
-
 use super::poller::Readiness;
-use crate::batch::Batch;
-use crate::buffer::Buffer;
+use crate::Lane;
 use crate::error::Errno;
-use crate::slots::{reserve_gently, reserve_slab_gently};
-use crate::swap::Credit;
+use crate::slots::reserve_gently;
 use crate::sys::{self, TRANSFER_MAX};
-use crate::{Lane, Payload};
 
 /// One place of the table, taken or not.
 #[derive(Debug, Default)]
@@ -23,7 +17,8 @@ pub(super) struct Slot {
     /// Which life of the slot it is. Part of the poller's token, so that an event of an old life
     /// is recognised.
     pub(super) generation: u32,
-    cargo: [u32; 2],
+    /// The requests that run, one a lane.
+    keys: [u32; 2],
     pub(super) flags: Flags,
     ops: [Op; 2],
 }
@@ -46,15 +41,6 @@ pub(super) enum Op {
     Connecting,
     /// Waits until it is ready for what its lane does.
     Ready,
-}
-
-/// What an operation carries along.
-#[derive(Debug)]
-pub(super) enum Cargo {
-    Buffer { buffer: Buffer, from: usize },
-    Batch(Box<Batch>),
-    Credit(Credit),
-    Address(Box<SockAddr>),
 }
 
 /// How a descriptor is read and written.
@@ -161,15 +147,15 @@ impl Slot {
     }
 
     #[inline]
-    pub(super) fn cargo(&self, lane: Lane) -> u32 {
-        self.cargo[lane as usize]
+    pub(super) fn key(&self, lane: Lane) -> u32 {
+        self.keys[lane as usize]
     }
 
     /// Puts a new operation on a lane.
     #[inline]
-    pub(super) fn load(&mut self, lane: Lane, op: Op, cargo: u32) {
+    pub(super) fn begin(&mut self, lane: Lane, op: Op, key: u32) {
         self.ops[lane as usize] = op;
-        self.cargo[lane as usize] = cargo;
+        self.keys[lane as usize] = key;
     }
 
     /// The descriptor; -1, which every call refuses, if there is none.
@@ -211,29 +197,4 @@ pub(super) fn reach(slots: &mut Vec<Slot>, slot: u32) -> &mut Slot {
         slots.push(Slot::default());
     }
     &mut slots[index]
-}
-
-/// Stows what an operation carries along; returns where.
-#[inline]
-pub(super) fn stow(cargo: &mut Slab<Cargo>, item: Cargo) -> u32 {
-    reserve_slab_gently(cargo);
-    // At most two a slot, and slots have 32 bits.
-    cargo.insert(item) as u32
-}
-
-impl Cargo {
-    /// What the user gets back, if `read` bytes were added to it by reading.
-    #[inline]
-    pub(super) fn give_back(self, op: Op, read: usize) -> Payload {
-        match self {
-            Cargo::Buffer { mut buffer, from } => {
-                if op == Op::Read {
-                    buffer.set_filled(from + read);
-                }
-                Payload::Buffer(buffer)
-            }
-            Cargo::Batch(batch) => Payload::Batch(batch),
-            Cargo::Credit(_) | Cargo::Address(_) => Payload::None,
-        }
-    }
 }

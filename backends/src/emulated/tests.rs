@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::epoll::Epoll;
 use super::*;
-use crate::{Address, Batch, Buffer, Completion, Credit, Interest, Payload, SwapBuf};
+use crate::{Address, Buffer, Completion, Credit, Interest, Lane, Load, Payload, SwapBuf};
 
 const BLOCK: usize = 4096;
 
@@ -72,12 +72,40 @@ impl Rig {
     }
 
     fn start(&mut self, slot: u32, lane: Lane, request: Request) {
-        self.backend.start(slot, lane, request);
+        self.backend.start(place(slot, lane), request);
     }
 
-    fn write(&mut self, slot: u32, bytes: &'static [u8]) {
-        let buffer = Buffer::from(bytes);
-        self.start(slot, Lane::Write, Request::Write { buffer, from: 0 });
+    fn start_with(&mut self, slot: u32, lane: Lane, request: Request, load: Load) {
+        let key = place(slot, lane).key;
+        self.backend.loads().put(key, load);
+        self.start(slot, lane, request);
+    }
+
+    fn read_own(&mut self, slot: u32, len: usize) {
+        let load = Load::Buffer(vec![0; len].into());
+        self.start_with(slot, Lane::Read, Request::Read, load);
+    }
+
+    fn write(&mut self, slot: u32, bytes: impl Into<Buffer>) {
+        self.take(slot, Lane::Write);
+        let load = Load::Buffer(bytes.into());
+        self.start_with(slot, Lane::Write, Request::Write, load);
+    }
+
+    fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
+        self.backend.cancel(place(slot, lane), last_try);
+    }
+
+    /// What the lane's request carries, and how much of it the watcher counted as transferred.
+    fn take(&mut self, slot: u32, lane: Lane) -> (Buffer, usize) {
+        let (load, done) = self.backend.loads().take(place(slot, lane).key);
+        (load.into_buffer(), done)
+    }
+
+    /// Counts a transfer, as the watcher does; whether that was all.
+    fn advance(&mut self, completion: &Completion) -> bool {
+        let len = completion.result.unwrap() as usize;
+        self.backend.loads().advance(completion.key, len)
     }
 
     /// One turn.
@@ -117,17 +145,16 @@ impl Rig {
     }
 }
 
-fn lease(completion: Completion) -> SwapBuf {
-    match completion.payload {
-        Payload::Buffer(buffer) => buffer.into_swap().unwrap(),
-        other => panic!("no buffer: {other:?}"),
-    }
+/// Each lane's requests have one key.
+fn place(slot: u32, lane: Lane) -> Place {
+    let key = 2 * slot + lane as u32;
+    Place { slot, lane, key }
 }
 
-fn bytes(completion: Completion) -> Vec<u8> {
+fn lease(completion: Completion) -> SwapBuf {
     match completion.payload {
-        Payload::Buffer(buffer) => buffer.to_vec(),
-        other => panic!("no buffer: {other:?}"),
+        Payload::Lease(lease) => lease,
+        other => panic!("no lease: {other:?}"),
     }
 }
 
@@ -156,13 +183,11 @@ fn echo_costs_three_calls() {
         rig.start(0, Lane::Read, Request::ReadSwap);
         peer.write_all(&[round; 100]).unwrap();
         let read = rig.one();
-        assert_eq!((read.slot, read.lane, read.more), (0, Lane::Read, false));
+        assert_eq!((read.key, read.more), (place(0, Lane::Read).key, false));
         assert_eq!(read.result, Ok(100));
-        let buffer = Buffer::from(lease(read));
-        rig.start(0, Lane::Write, Request::Write { buffer, from: 0 });
-        let written = rig.one();
-        assert_eq!(written.result, Ok(100));
-        assert_eq!(bytes(written), [round; 100]);
+        rig.write(0, lease(read));
+        assert_eq!(rig.one().result, Ok(100));
+        assert_eq!(rig.take(0, Lane::Write).0[..], [round; 100]);
         let mut echoed = [0; 100];
         peer.read_exact(&mut echoed).unwrap();
         assert_eq!(echoed, [round; 100]);
@@ -207,15 +232,22 @@ fn small_reads_lie_side_by_side() {
 }
 
 #[test]
-fn own_vector_keeps_its_head() {
+fn own_vector_is_filled_behind_its_head() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
-    let buffer = Buffer::from(vec![7; 10]);
-    rig.start(0, Lane::Read, Request::Read { buffer, from: 4 });
-    peer.write_all(b"abc").unwrap();
+    rig.read_own(0, 10);
+    for (part, all) in [(b"abcd", false), (b"efgh", false)] {
+        peer.write_all(part).unwrap();
+        let read = rig.one();
+        assert_eq!(read.result, Ok(4));
+        assert_eq!(rig.advance(&read), all);
+        rig.start(0, Lane::Read, Request::Read);
+    }
+    peer.write_all(b"ijk").unwrap();
     let read = rig.one();
-    assert_eq!(read.result, Ok(3));
-    assert_eq!(bytes(read), b"\x07\x07\x07\x07abc");
+    assert!(rig.advance(&read));
+    let (buffer, done) = rig.take(0, Lane::Read);
+    assert_eq!((&buffer[..], done), (&b"abcdefghij"[..], 10));
 }
 
 #[test]
@@ -224,9 +256,9 @@ fn full_read_leaves_the_rest_readable() {
     let mut peer = rig.pair(0);
     peer.write_all(b"abcdef").unwrap();
     for part in [b"abc", b"def"] {
-        let buffer = Buffer::from(vec![0; 3]);
-        rig.start(0, Lane::Read, Request::Read { buffer, from: 0 });
-        assert_eq!(bytes(rig.one()), part);
+        rig.read_own(0, 3);
+        assert_eq!(rig.one().result, Ok(3));
+        assert_eq!(rig.take(0, Lane::Read).0[..], part[..]);
     }
     rig.start(0, Lane::Read, Request::ReadSwap);
     rig.quiet();
@@ -243,16 +275,15 @@ fn short_write_then_rest() {
         peer.read_exact(&mut got).unwrap();
         assert!(got == expected);
     });
-    let (mut buffer, mut from, mut steps) = (Buffer::from(data), 0, 0);
-    while from < buffer.len() {
-        rig.start(0, Lane::Write, Request::Write { buffer, from });
+    rig.write(0, data);
+    let mut steps = 1;
+    loop {
         let written = rig.one();
-        from += written.result.unwrap();
+        if rig.advance(&written) {
+            break;
+        }
+        rig.start(0, Lane::Write, Request::Write);
         steps += 1;
-        buffer = match written.payload {
-            Payload::Buffer(buffer) => buffer,
-            other => panic!("{other:?}"),
-        };
     }
     assert!(steps > 1);
     reader.join().unwrap();
@@ -262,20 +293,25 @@ fn short_write_then_rest() {
 fn batch_is_one_call() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
-    let mut batch = Box::new(Batch::new());
-    batch.push(Buffer::from(b"__one "), 2);
-    batch.push(Buffer::from(b"two"), 0);
-    rig.start(0, Lane::Write, Request::WriteBatch(batch));
-    let mut written = rig.one();
-    assert_eq!(written.result, Ok(7));
-    let Payload::Batch(batch) = &mut written.payload else {
-        panic!("no batch: {written:?}");
-    };
-    assert_eq!(batch.drain().count(), 2);
+    let keys = [100, 50, 75];
+    for (key, bytes) in keys.into_iter().zip(["__one ", "two ", "three"]) {
+        rig.backend.loads().put(key, Load::Buffer(bytes.into()));
+    }
+    rig.backend.loads().advance(keys[0], 2);
+    rig.backend.start_writes(0, &keys);
+    // While it runs nobody can take, or replace, what the system reads from.
+    let (taken, _) = rig.backend.loads().take(keys[1]);
+    assert!(matches!(taken, Load::None));
+    let written = rig.one();
+    assert_eq!((written.key, written.result), (keys[0], Ok(13)));
+    for key in keys {
+        let (load, _) = rig.backend.loads().take(key);
+        assert!(!load.into_buffer().is_empty());
+    }
     assert_eq!(rig.backend.counts().writes, 1);
-    let mut got = [0; 7];
+    let mut got = [0; 13];
     peer.read_exact(&mut got).unwrap();
-    assert_eq!(&got, b"one two");
+    assert_eq!(&got, b"one two three");
 }
 
 #[test]
@@ -304,19 +340,10 @@ fn data_and_end_together() {
 fn reset_ends_both_lanes() {
     let mut rig = Rig::new();
     let peer = rig.pair(0);
-    let fill = Buffer::from(vec![0; 16 << 20]);
-    rig.start(
-        0,
-        Lane::Write,
-        Request::Write {
-            buffer: fill,
-            from: 0,
-        },
-    );
+    rig.write(0, vec![0; 16 << 20]);
     let written = rig.one();
-    let from = written.result.unwrap();
-    let buffer = Buffer::from(bytes(written));
-    rig.start(0, Lane::Write, Request::Write { buffer, from });
+    rig.advance(&written);
+    rig.start(0, Lane::Write, Request::Write);
     rig.start(0, Lane::Read, Request::ReadSwap);
     SockRef::from(&peer)
         .set_linger(Some(Duration::ZERO))
@@ -328,9 +355,9 @@ fn reset_ends_both_lanes() {
             match completion.result {
                 Err(Errno(errno)) => ended.push(errno),
                 // The peer has taken some more before.
-                Ok(from) => {
-                    let buffer = Buffer::from(bytes(completion));
-                    rig.start(0, Lane::Write, Request::Write { buffer, from });
+                Ok(_) => {
+                    rig.advance(&completion);
+                    rig.start(0, Lane::Write, Request::Write);
                 }
             }
         }
@@ -363,15 +390,15 @@ fn cancel_with_a_last_try() {
     // There is data that no event has announced yet.
     peer.write_all(b"here").unwrap();
     rig.start(0, Lane::Read, Request::ReadSwap);
-    rig.backend.cancel(0, Lane::Read, true);
+    rig.cancel(0, Lane::Read, true);
     assert_eq!(&*lease(rig.one()), b"here");
     // There is none.
     rig.start(0, Lane::Read, Request::ReadSwap);
-    rig.backend.cancel(0, Lane::Read, true);
+    rig.cancel(0, Lane::Read, true);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     // A write that was never attempted is made.
     rig.write(0, b"out");
-    rig.backend.cancel(0, Lane::Write, true);
+    rig.cancel(0, Lane::Write, true);
     assert_eq!(rig.one().result, Ok(3));
     // Nothing of that comes again.
     rig.quiet();
@@ -381,23 +408,21 @@ fn cancel_with_a_last_try() {
 fn cancel_gives_back() {
     let mut rig = Rig::new();
     let _peer = rig.pair(0);
-    let buffer = Buffer::from(b"abc....".to_vec());
-    rig.start(0, Lane::Read, Request::Read { buffer, from: 3 });
+    rig.read_own(0, 7);
     rig.quiet();
-    rig.backend.cancel(0, Lane::Read, false);
-    let read = rig.one();
-    assert_eq!(errno(&read), libc::ECANCELED);
-    let Payload::Buffer(buffer) = read.payload else {
-        panic!("no buffer");
-    };
-    assert_eq!(&*buffer, b"abc");
-    assert_eq!(buffer.recycle().unwrap().len(), 7);
-    // The credit of a stream is dropped.
-    let credit = Credit::new();
-    rig.start(0, Lane::Read, Request::ReadStream(credit));
-    rig.backend.cancel(0, Lane::Read, false);
+    let (nothing, _) = rig.take(0, Lane::Read);
+    assert!(nothing.is_empty(), "taken while the operation runs");
+    rig.cancel(0, Lane::Read, false);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
-    assert!(rig.backend.engine.cargo.is_empty());
+    let (buffer, done) = rig.take(0, Lane::Read);
+    assert_eq!((buffer.len(), done), (7, 0));
+    // The credit of a stream stays until it is taken.
+    let load = Load::Credit(Credit::new());
+    rig.start_with(0, Lane::Read, Request::ReadStream, load);
+    rig.cancel(0, Lane::Read, false);
+    assert_eq!(errno(&rig.one()), libc::ECANCELED);
+    let (load, _) = rig.backend.loads().take(place(0, Lane::Read).key);
+    assert!(matches!(load, Load::Credit(_)));
 }
 
 #[test]
@@ -405,7 +430,7 @@ fn cancelled_slot_serves_its_next_life() {
     let mut rig = Rig::new();
     let peer = rig.pair(0);
     rig.write(0, b"never queued twice");
-    rig.backend.cancel(0, Lane::Write, true);
+    rig.cancel(0, Lane::Write, true);
     // The queue still names the lane when the slot changes hands.
     let old = rig.backend.detach(0).unwrap();
     let _next = rig.pair(0);
@@ -436,7 +461,8 @@ fn stream_goes_on_until_the_end() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
     let credit = Credit::new();
-    rig.start(0, Lane::Read, Request::ReadStream(credit.clone()));
+    let load = Load::Credit(credit.clone());
+    rig.start_with(0, Lane::Read, Request::ReadStream, load);
     let (mut got, mut expected) = (Vec::<u8>::new(), Vec::new());
     for round in 0..50u8 {
         peer.write_all(&[round; 333]).unwrap();
@@ -463,7 +489,8 @@ fn stream_has_a_budget() {
     let mut peer = rig.pair(0);
     peer.write_all(&[5; 20 * BLOCK]).unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    rig.start(0, Lane::Read, Request::ReadStream(Credit::new()));
+    let load = Load::Credit(Credit::new());
+    rig.start_with(0, Lane::Read, Request::ReadStream, load);
     let all = rig.turn(Until::Done, 99);
     assert_eq!(all.len(), 4);
     assert!(rig.more);
@@ -473,7 +500,10 @@ fn stream_has_a_budget() {
     let mut len = 5 * BLOCK;
     while len < 20 * BLOCK {
         let all = rig.completions();
-        len += all.iter().map(|done| done.result.unwrap()).sum::<usize>();
+        len += all
+            .iter()
+            .map(|done| done.result.unwrap() as usize)
+            .sum::<usize>();
     }
     assert_eq!(len, 20 * BLOCK);
     rig.quiet();
@@ -522,7 +552,7 @@ fn accepts() {
         assert!(completion.more);
         assert!(matches!(completion.payload, Payload::Socket(_)));
     }
-    rig.backend.cancel(3, Lane::Read, false);
+    rig.cancel(3, Lane::Read, false);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     // One at a time.
     rig.start(3, Lane::Read, Request::Accept);
@@ -546,8 +576,14 @@ fn drop_restores_blocking_mode() {
     assert!(!is_nonblocking(&duplicate));
 }
 
+fn start_connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) {
+    rig.take(slot, Lane::Write);
+    let load = Load::Address(Box::new(to.into()));
+    rig.start_with(slot, Lane::Write, Request::Connect, load);
+}
+
 fn connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) -> Completion {
-    rig.start(slot, Lane::Write, Request::Connect(Box::new(to.into())));
+    start_connect(rig, slot, to);
     rig.one()
 }
 
@@ -624,7 +660,7 @@ fn connect_to_a_full_unix_backlog_is_retried() {
         rig.attach(slot, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
     }
     assert_eq!(connect(&mut rig, 0, to.clone()).result, Ok(0));
-    rig.start(1, Lane::Write, Request::Connect(Box::new(to)));
+    start_connect(&mut rig, 1, to);
     rig.quiet();
     let waits = rig.backend.counts().waits;
     for _ in 0..4 {
@@ -634,7 +670,8 @@ fn connect_to_a_full_unix_backlog_is_retried() {
     assert!(rig.backend.counts().waits - waits <= 4);
     let _first = listener.accept().unwrap();
     let connected = rig.one();
-    assert_eq!((connected.slot, connected.result), (1, Ok(0)));
+    let key = place(1, Lane::Write).key;
+    assert_eq!((connected.key, connected.result), (key, Ok(0)));
     let (mut second, _) = listener.accept().unwrap();
     second.write_all(b"hi").unwrap();
     rig.start(1, Lane::Read, Request::ReadSwap);
@@ -674,15 +711,7 @@ fn pipes_work_and_go_back_as_they_came() {
     }
     assert_eq!(&*lease(results.pop().unwrap()), b"through");
     // Full: a short write, then waiting; emptied: going on.
-    let big = Buffer::from(vec![0; 1 << 20]);
-    rig.start(
-        1,
-        Lane::Write,
-        Request::Write {
-            buffer: big,
-            from: 0,
-        },
-    );
+    rig.write(1, vec![0; 1 << 20]);
     let sent = rig.one().result.unwrap();
     assert!(sent < 1 << 20);
     rig.write(1, b"tail");
@@ -691,9 +720,10 @@ fn pipes_work_and_go_back_as_they_came() {
     while got < sent + 4 {
         rig.start(0, Lane::Read, Request::ReadSwap);
         for completion in rig.completions() {
-            match completion.lane {
-                Lane::Read => got += completion.result.unwrap(),
-                Lane::Write => tail = Some(completion.result),
+            if completion.key == place(0, Lane::Read).key {
+                got += completion.result.unwrap();
+            } else {
+                tail = Some(completion.result);
             }
         }
     }

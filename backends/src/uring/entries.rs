@@ -1,90 +1,87 @@
-//! From a request to a submission queue entry: what the kernel is told, and what stays with the
-//! lane until it has answered.
+//! From a request to a submission queue entry: what the kernel is told. The memory that an entry
+//! names lies in the request's load, which is busy until the kernel has answered.
 
 use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 
-use super::lanes::{Load, Op};
+use super::in_flight::Op;
 use super::{BUFFER_GROUP, Uring};
 use crate::error::Errno;
 use crate::sys::{self, TRANSFER_MAX};
-use crate::{Interest, Lane, Request};
+use crate::{Interest, Request};
+
+const WRITE_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
 impl Uring {
-    /// Records the operation on its lane and gives the entry for it. The memory that the entry
-    /// names lies in the lane's load, on the heap.
+    /// The entry for a write.
     #[inline]
-    pub(super) fn prepare(
+    pub(super) fn send(&mut self, key: u32, fd: Fd) -> squeue::Entry {
+        let rest = self.loads.begin_write(key);
+        let (at, len) = (rest.as_ptr(), rest.len().min(TRANSFER_MAX));
+        let entry = opcode::Send::new(fd, at, len as u32);
+        entry.flags(WRITE_FLAGS).build()
+    }
+
+    /// The entry for any request, and what its completion will mean.
+    pub(super) fn entry(
         &mut self,
-        slot: u32,
-        lane: Lane,
+        key: u32,
         fd: Fd,
         request: Request,
-    ) -> Result<squeue::Entry, Errno> {
-        let entry = match request {
-            Request::ReadSwap => {
-                self.lanes.begin(slot, lane, Op::RecvSwap, Load::None);
-                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                    .buf_group(BUFFER_GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
-            Request::ReadStream(credit) => {
-                let load = Load::Credit(credit);
-                self.lanes.begin(slot, lane, Op::RecvStream, load);
-                opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
-            }
-            Request::Read { mut buffer, from } => {
+    ) -> Result<(squeue::Entry, Op), Errno> {
+        Ok(match request {
+            Request::ReadSwap => (receive(fd), Op::RecvSwap),
+            Request::Write => (self.send(key, fd), Op::Transfer),
+            Request::Read => {
                 // A buffer that cannot be read into has no room, and the kernel would say "end".
-                let rest = buffer.spare(from).unwrap_or_default();
+                let rest = self.loads.unread(key);
                 let (at, len) = (rest.as_mut_ptr(), rest.len().min(TRANSFER_MAX));
-                let load = Load::Read { buffer, from };
-                self.lanes.begin(slot, lane, Op::Other, load);
-                opcode::Recv::new(fd, at, len as u32).build()
+                self.loads.begin(key);
+                (opcode::Recv::new(fd, at, len as u32).build(), Op::Transfer)
             }
-            Request::Write { buffer, from } => {
-                let rest = buffer.get(from..).unwrap_or_default();
-                let (at, len) = (rest.as_ptr(), rest.len().min(TRANSFER_MAX));
-                let load = Load::Write { buffer, from };
-                self.lanes.begin(slot, lane, Op::Other, load);
-                opcode::Send::new(fd, at, len as u32)
-                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-                    .build()
-            }
-            Request::WriteBatch(mut batch) => {
-                let header = batch.header().cast_const();
-                let load = Load::Batch(batch);
-                self.lanes.begin(slot, lane, Op::Other, load);
-                opcode::SendMsg::new(fd, header)
-                    .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
-                    .build()
+            Request::ReadStream => {
+                // Busy, so that the account stays.
+                self.loads.begin(key);
+                let entry = opcode::RecvMulti::new(fd, BUFFER_GROUP);
+                (entry.build(), Op::RecvStream)
             }
             Request::Accept => {
-                self.lanes.begin(slot, lane, Op::Accept, Load::None);
-                opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
-                    .flags(libc::SOCK_CLOEXEC)
-                    .build()
+                let null = std::ptr::null_mut();
+                let entry = opcode::Accept::new(fd, null, std::ptr::null_mut());
+                (entry.flags(libc::SOCK_CLOEXEC).build(), Op::Accept)
             }
             Request::AcceptStream => {
-                self.lanes.begin(slot, lane, Op::AcceptStream, Load::None);
-                opcode::AcceptMulti::new(fd)
-                    .flags(libc::SOCK_CLOEXEC)
-                    .build()
+                let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC);
+                (entry.build(), Op::AcceptStream)
             }
-            Request::Connect(to) => {
-                let address = Box::new(to.to_raw()?);
-                let (at, len) = (address.as_ptr(), address.len());
-                let load = Load::Address { _to: address };
-                self.lanes.begin(slot, lane, Op::Connect, load);
-                opcode::Connect::new(fd, at.cast(), len).build()
+            Request::Connect => {
+                let to = self.loads.address(key)?;
+                let (at, len) = (to.as_ptr(), to.len());
+                self.loads.begin(key);
+                (
+                    opcode::Connect::new(fd, at.cast(), len).build(),
+                    Op::Connect,
+                )
             }
-            Request::Ready(interest) => {
-                self.lanes.begin(slot, lane, Op::Ready, Load::None);
-                poll_entry(fd, interest)
-            }
-        };
-        Ok(entry)
+            Request::Ready(interest) => (poll_entry(fd, interest), Op::Ready),
+        })
     }
+
+    /// The entry for several writes.
+    pub(super) fn send_many(&mut self, fd: Fd, keys: &[u32]) -> Option<squeue::Entry> {
+        let header = self.loads.begin_batch(keys)?.header().cast_const();
+        let entry = opcode::SendMsg::new(fd, header).flags(WRITE_FLAGS as u32);
+        Some(entry.build())
+    }
+}
+
+/// The entry for a swap read.
+#[inline]
+pub(super) fn receive(fd: Fd) -> squeue::Entry {
+    opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+        .buf_group(BUFFER_GROUP)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
 }
 
 pub(super) fn poll_entry(fd: Fd, interest: Interest) -> squeue::Entry {

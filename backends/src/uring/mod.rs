@@ -2,13 +2,14 @@
 //!
 //! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
 //! `setup` gets the ring, `entries` tells it what to do, `buffer_ring` lends it swap buffers,
-//! `lanes` remembers what runs, `polled` does reads and writes for descriptors that are not
-//! sockets, `teardown` ends it all without the kernel writing into freed memory. This file submits
-//! and reaps.
+//! `in_flight` remembers what runs, `polled` does reads and writes for descriptors that are not
+//! sockets, `nesting` makes the ring something to poll, `teardown` ends it all without the kernel
+//! writing into freed memory. This file submits and reaps.
 
 mod buffer_ring;
 mod entries;
-mod lanes;
+mod in_flight;
+mod nesting;
 mod polled;
 mod setup;
 mod teardown;
@@ -25,7 +26,8 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
-use self::lanes::{Lanes, Load, Op};
+use self::in_flight::{InFlight, Op, Running};
+use self::nesting::Nest;
 use self::polled::Polled;
 use crate::error::Errno;
 use crate::error::Refusal;
@@ -34,7 +36,7 @@ use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counting, Counts, Lane, Options, Payload, PoolUse, Request, Sink,
+    Backend, Completion, Counts, Lane, Loads, Options, Payload, Place, PoolUse, Request, Sink,
     SocketKind, Until,
 };
 
@@ -48,7 +50,7 @@ const OWN_ENTRIES: usize = 2;
 /// twenty deferred completions a call otherwise.
 const MANY_CANCELS: usize = 16;
 
-/// `user_data` of entries that belong to no lane. Lanes count from zero.
+/// `user_data` of entries that belong to no request. Keys have 32 bits.
 const IGNORED: u64 = u64::MAX;
 const WOKEN: u64 = u64::MAX - 1;
 
@@ -61,12 +63,13 @@ pub struct Uring {
     buffers: ManuallyDrop<BufferRing>,
     pool: Pool,
     polled: Polled,
-    lanes: Lanes,
+    in_flight: InFlight,
+    loads: ManuallyDrop<Loads>,
     /// Completions that need no kernel.
     immediate: VecDeque<Completion>,
     /// Entries that found the submission queue full.
     deferred: VecDeque<squeue::Entry>,
-    /// Lanes that were cancelled and still run.
+    /// Operations that were cancelled and still run.
     cancelling: usize,
     waker: Arc<Waker>,
     /// Where the kernel puts the waker's count.
@@ -83,14 +86,6 @@ pub struct Uring {
 // the kernel binds the ring to a thread only in `bind`, and refuses (it does not misbehave) when
 // another one enters.
 unsafe impl Send for Uring {}
-
-/// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
-/// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
-/// read by the ring then: an event that arises within an event's signal is put off by the kernel.
-struct Nest {
-    epoll: OwnedFd,
-    event: OwnedFd,
-}
 
 impl Uring {
     /// Builds the backend and proves that it works.
@@ -115,7 +110,8 @@ impl Uring {
             buffers: ManuallyDrop::new(buffers),
             pool,
             polled: Polled::new(options.pool(&waker)),
-            lanes: Lanes::default(),
+            in_flight: InFlight::default(),
+            loads: ManuallyDrop::default(),
             immediate: VecDeque::new(),
             deferred: VecDeque::new(),
             cancelling: 0,
@@ -131,12 +127,14 @@ impl Uring {
         Ok((uring, abilities.features()))
     }
 
+    #[inline]
     fn submission(&self) -> squeue::SubmissionQueue<'static> {
         // SAFETY: `self` is neither shared between threads nor entered again, and every caller
         // drops this queue before the next one is made.
         unsafe { self.ring.submission_shared() }
     }
 
+    #[inline]
     fn completion(&self) -> cqueue::CompletionQueue<'static> {
         // SAFETY: as for `submission`.
         unsafe { self.ring.completion_shared() }
@@ -151,6 +149,59 @@ impl Uring {
         // SAFETY: as the caller says.
         if !self.deferred.is_empty() || unsafe { self.submission().push(&entry) }.is_err() {
             self.deferred.push_back(entry);
+        }
+    }
+
+    /// Records an operation and queues its entry.
+    ///
+    /// # Safety
+    /// Whatever memory the entry names lies in the request's load, which is busy: it stays until
+    /// the last completion, for which the teardown waits, or else keeps the table. Lent swap
+    /// buffers are kept by the buffer ring in the same way.
+    #[inline]
+    unsafe fn launch(&mut self, at: Place, op: Op, entry: squeue::Entry) {
+        self.in_flight.begin(at, op);
+        // SAFETY: as the caller says.
+        unsafe { self.push(entry.user_data(u64::from(at.key))) };
+    }
+
+    #[inline]
+    fn start_receive(&mut self, at: Place) {
+        match self.in_flight.get_socket(at.slot) {
+            Some(socket) if !socket.is_other => {
+                let entry = entries::receive(Fd(socket.fd));
+                // SAFETY: it names no memory but lent buffers.
+                unsafe { self.launch(at, Op::RecvSwap, entry) };
+            }
+            _ => self.start_other(at, Request::ReadSwap),
+        }
+    }
+
+    #[inline]
+    fn start_send(&mut self, at: Place) {
+        match self.in_flight.get_socket(at.slot) {
+            Some(socket) if !socket.is_other => {
+                let entry = self.send(at.key, Fd(socket.fd));
+                // SAFETY: the bytes lie in the load, which is busy.
+                unsafe { self.launch(at, Op::Transfer, entry) };
+            }
+            _ => self.start_other(at, Request::Write),
+        }
+    }
+
+    fn start_other(&mut self, at: Place, request: Request) {
+        let Some(socket) = self.in_flight.get_socket(at.slot) else {
+            return;
+        };
+        if socket.is_other && !matches!(request, Request::Ready(_)) {
+            return self.start_polled(at, request);
+        }
+        match self.entry(at.key, Fd(socket.fd), request) {
+            // SAFETY: buffer, address and account lie in the load, which is busy.
+            Ok((entry, op)) => unsafe { self.launch(at, op, entry) },
+            Err(errno) => self
+                .immediate
+                .push_back(Completion::last(at.key, Err(errno))),
         }
     }
 
@@ -247,90 +298,68 @@ impl Uring {
             match entry.user_data() {
                 IGNORED => {}
                 WOKEN => self.wake_armed = false,
-                lane => self.reap_lane(lane, entry.result(), entry.flags(), sink),
+                key => self.reap_one(key as u32, entry.result(), entry.flags(), sink),
             }
         }
     }
 
     #[inline]
-    fn reap_lane(&mut self, user_data: u64, result: i32, flags: u32, sink: &mut impl Sink) {
-        let (slot, lane) = lanes::decode(user_data);
-        let Some(state) = self.lanes.get(slot, lane) else {
+    fn reap_one(&mut self, key: u32, result: i32, flags: u32, sink: &mut impl Sink) {
+        let Some(running) = self.in_flight.get(key) else {
             return;
         };
-        let op = state.op;
-        let result = usize::try_from(result).map_err(|_| Errno(-result));
-        if op.is_polled() {
-            return self.ready_polled(slot, lane, result, sink);
+        let result = match result {
+            0.. => Ok(result as u32),
+            _ => Err(Errno(-result)),
+        };
+        if running.op.is_polled() {
+            return self.ready_polled(key, running, result, sink);
         }
         let more = cqueue::more(flags);
-        let received = match op {
-            Op::RecvStream => self.received(flags, &result, Some((slot, lane))),
-            Op::RecvSwap => self.received(flags, &result, None),
-            _ => Payload::None,
-        };
-        let payload = if more {
-            received
-        } else {
-            let load = self.end(slot, lane);
-            load_payload(load, &result).unwrap_or(received)
-        };
-        let payload = match (op, &result) {
-            (Op::Accept | Op::AcceptStream, &Ok(fd)) => {
+        if !more {
+            self.end(running, key);
+        }
+        let (result, payload) = match (running.op, result) {
+            (Op::RecvSwap, Ok(len)) => (result, self.received(key, len, flags, false)),
+            (Op::Transfer | Op::RecvSwap, _) => (result, Payload::None),
+            (Op::RecvStream, Ok(len)) => (result, self.received(key, len, flags, true)),
+            (Op::Accept | Op::AcceptStream, Ok(fd)) => {
                 // SAFETY: the kernel made this descriptor for us, and says so once.
-                Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+                (
+                    Ok(0),
+                    Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+                )
             }
-            _ => payload,
+            (Op::Connect | Op::Ready, Ok(_)) => (Ok(0), Payload::None),
+            (_, result) => (result, Payload::None),
         };
         sink.complete(Completion {
-            slot,
-            lane,
+            key,
             more,
-            result: match op {
-                Op::Accept | Op::AcceptStream | Op::Connect | Op::Ready => result.map(|_| 0),
-                _ => result,
-            },
+            result,
             payload,
         });
     }
 
     /// The lease of what a receive put into a lent buffer.
     #[inline]
-    fn received(
-        &mut self,
-        flags: u32,
-        result: &Result<usize, Errno>,
-        stream: Option<(u32, Lane)>,
-    ) -> Payload {
-        let (Some(id), Ok(len)) = (cqueue::buffer_select(flags), result) else {
+    fn received(&mut self, key: u32, len: u32, flags: u32, stream: bool) -> Payload {
+        let Some(id) = cqueue::buffer_select(flags) else {
             return Payload::None;
         };
-        let credit = stream.and_then(|(slot, lane)| self.lanes.credit(slot, lane));
-        match self.buffers.take(id, *len, flags, credit) {
-            Some(lease) => Payload::Buffer(lease.into()),
+        let credit = if stream { self.loads.credit(key) } else { None };
+        match self.buffers.take(id, len as usize, flags, credit) {
+            Some(lease) => Payload::Lease(lease),
             None => Payload::None,
         }
     }
 
-    /// The lane is idle again; what it carried comes back.
+    /// The operation has ended; what it used is the watcher's again.
     #[inline]
-    fn end(&mut self, slot: u32, lane: Lane) -> Load {
-        let (load, cancelled) = self.lanes.end(slot, lane);
-        self.cancelling -= usize::from(cancelled);
-        load
-    }
-}
-
-/// What goes back to the watcher of what an operation carried.
-fn load_payload(load: Load, result: &Result<usize, Errno>) -> Option<Payload> {
-    match load {
-        Load::Write { buffer, .. } => Some(Payload::Buffer(buffer)),
-        Load::Batch(batch) => Some(Payload::Batch(batch)),
-        Load::Read { mut buffer, from } => {
-            buffer.set_filled(from + result.as_ref().copied().unwrap_or(0));
-            Some(Payload::Buffer(buffer))
-        }
-        Load::None | Load::Address { .. } | Load::Credit(_) => None,
+    fn end(&mut self, running: Running, key: u32) {
+        self.in_flight.end(key);
+        self.loads.end(key);
+        self.cancelling -= usize::from(running.cancelled);
     }
 }
 
@@ -349,12 +378,12 @@ impl Backend for Uring {
                 Err(errno) => return Err((errno, socket)),
             }
         }
-        self.lanes.attach(slot, socket, kind, was_blocking);
+        self.in_flight.attach(slot, socket, kind, was_blocking);
         Ok(())
     }
 
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
-        let (socket, was_blocking) = self.lanes.detach(slot)?;
+        let (socket, was_blocking) = self.in_flight.detach(slot)?;
         if was_blocking {
             self.counts.others += 1;
             // If it fails the socket merely stays non-blocking.
@@ -364,7 +393,7 @@ impl Backend for Uring {
     }
 
     fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
-        self.lanes.socket(slot)
+        self.in_flight.socket(slot)
     }
 
     #[inline]
@@ -375,33 +404,48 @@ impl Backend for Uring {
     }
 
     #[inline]
-    fn start(&mut self, slot: u32, lane: Lane, request: Request) {
-        let Some(fd) = self.lanes.socket(slot).map(|fd| Fd(fd.as_raw_fd())) else {
+    fn loads(&mut self) -> &mut Loads {
+        &mut self.loads
+    }
+
+    #[inline(always)]
+    fn start(&mut self, at: Place, request: Request) {
+        match request {
+            Request::ReadSwap => self.start_receive(at),
+            Request::Write => self.start_send(at),
+            request => self.start_other(at, request),
+        }
+    }
+
+    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
+        let (Some(socket), Some(&key)) = (self.in_flight.get_socket(slot), keys.first()) else {
             return;
         };
-        if self.lanes.is_other(slot) && !matches!(request, Request::Ready(_)) {
-            return self.start_polled(slot, lane, request);
-        }
-        let entry = match self.prepare(slot, lane, fd, request) {
-            Ok(entry) => entry,
-            Err(errno) => return self.refuse(slot, lane, errno),
+        let at = Place {
+            slot,
+            lane: Lane::Write,
+            key,
         };
-        // SAFETY: buffers, header and address lie in the load, on the heap; the table of lanes
-        // keeps the load until the last completion, the teardown likewise or keeps it. Lent swap
-        // buffers are kept by the buffer ring in the same way.
-        unsafe { self.push(entry.user_data(lanes::encode(slot, lane))) };
+        if socket.is_other {
+            self.loads.begin_batch(keys);
+            return self.start_polled(at, Request::Write);
+        }
+        if let Some(entry) = self.send_many(Fd(socket.fd), keys) {
+            // SAFETY: header, vectors and bytes lie in the loads, which are busy.
+            unsafe { self.launch(at, Op::Transfer, entry) };
+        }
     }
 
     /// What was started in this turn has its try before: the ring keeps the order.
-    fn cancel(&mut self, slot: u32, lane: Lane, _last_try: bool) {
-        if !self.lanes.mark_cancelled(slot, lane) {
+    fn cancel(&mut self, at: Place, _last_try: bool) {
+        if !self.in_flight.mark_cancelled(at.key) {
             return;
         }
         self.cancelling += 1;
-        if self.forget_dry(slot, lane) {
+        if self.forget_dry(at.key) {
             return;
         }
-        let entry = opcode::AsyncCancel::new(lanes::encode(slot, lane))
+        let entry = opcode::AsyncCancel::new(u64::from(at.key))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(IGNORED);
@@ -411,7 +455,7 @@ impl Backend for Uring {
 
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
         self.counts.others += 1;
-        let socket = self.lanes.socket(slot).ok_or(Errno(libc::EBADF))?;
+        let socket = self.in_flight.socket(slot).ok_or(Errno(libc::EBADF))?;
         sys::shutdown(socket, how)
     }
 
@@ -427,29 +471,11 @@ impl Backend for Uring {
         if self.nest.get().is_none() {
             return self.round(until, sink);
         }
-        let mut sink = Counting::new(sink);
-        let again = self.round(Until::Now, &mut sink)?;
-        if sink.count > 0 || again || until == Until::Now {
-            return Ok(again);
-        }
-        // `until` bounds this sleep; a timer that has fired would end it at once.
-        self.timer.arm(None);
-        self.counts.waits += 1;
-        sys::wait_readable(self.readiness(), until)?;
-        self.round(Until::Now, &mut sink)
+        self.wait_nested(until, sink)
     }
+
     fn readiness(&self) -> BorrowedFd<'_> {
-        if self.nest.get().is_none()
-            && let Ok(nest) = self.build_nest()
-        {
-            let _ = self.nest.set(nest);
-        }
-        match self.nest.get() {
-            Some(nest) => nest.epoll.as_fd(),
-            // SAFETY: the ring lives as long as `self`. Better than nothing: it can be polled
-            // without blocking.
-            None => unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) },
-        }
+        self.nest_descriptor()
     }
 
     fn arm(&self, at: Option<Instant>) {
@@ -491,12 +517,7 @@ impl Uring {
         };
         self.enter(until)?;
         self.reap(sink);
-        if let Some(nest) = self.nest.get() {
-            self.counts.others += sys::clear_event(nest.event.as_fd());
-            if !self.wake_armed {
-                self.counts.others += sys::clear_event(self.waker.event());
-            }
-        }
+        self.clear_nest();
         let queue = self.submission();
         Ok(!self.completion().is_empty()
             || !queue.is_empty()
@@ -505,37 +526,12 @@ impl Uring {
             || !self.deferred.is_empty()
             || !self.immediate.is_empty())
     }
-
-    fn refuse(&mut self, slot: u32, lane: Lane, errno: Errno) {
-        self.immediate.push_back(Completion {
-            slot,
-            lane,
-            more: false,
-            result: Err(errno),
-            payload: Payload::None,
-        });
-    }
-
-    fn build_nest(&self) -> Result<Nest, Errno> {
-        let epoll = sys::epoll_create()?;
-        let event = sys::eventfd()?;
-        sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
-        sys::epoll_add(epoll.as_fd(), self.waker.event(), libc::EPOLLIN, 0)?;
-        sys::epoll_add(epoll.as_fd(), self.timer.descriptor()?, libc::EPOLLIN, 0)?;
-        self.submitter.register_eventfd(event.as_raw_fd())?;
-        // What completed before the registration makes no event of its own.
-        let queue = self.submission();
-        if !self.completion().is_empty() || queue.taskrun() || queue.cq_overflow() {
-            sys::signal_event(event.as_fd());
-        }
-        Ok(Nest { epoll, event })
-    }
 }
 
 impl std::fmt::Debug for Uring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Uring")
-            .field("lanes", &self.lanes)
+            .field("in_flight", &self.in_flight)
             .field("counts", &self.counts)
             .finish_non_exhaustive()
     }

@@ -2,17 +2,15 @@
 //! ring says when they are ready, plain system calls move the bytes. The ring's own reads of such
 //! files would start kernel threads, fail with `EAGAIN`, or raise `SIGPIPE`.
 
-use std::os::fd::AsRawFd;
-
 use io_uring::types::Fd;
 
+use super::Uring;
 use super::entries::poll_entry;
-use super::lanes::{Load, Op, encode};
-use super::{Uring, load_payload};
+use super::in_flight::{Op, Running};
 use crate::error::Errno;
 use crate::swap::{Filling, Pool, PoolUse};
 use crate::sys;
-use crate::{Completion, Interest, Lane, Payload, Request, Sink};
+use crate::{Completion, Interest, Lane, Payload, Place, Request, Sink};
 
 /// Their swap buffers: a pool of their own, because the other one's blocks are lent to the ring.
 #[derive(Debug)]
@@ -20,7 +18,7 @@ pub(super) struct Polled {
     pool: Pool,
     filling: Option<Filling>,
     /// Reads that found the pool dry; they are ready, so nothing else would wake them.
-    dry: Vec<(u32, Lane)>,
+    dry: Vec<u32>,
 }
 
 impl Polled {
@@ -43,113 +41,106 @@ impl Uring {
         if self.polled.dry.is_empty() || self.polled.pool.sleep_hungry() {
             return;
         }
-        for (slot, lane) in std::mem::take(&mut self.polled.dry) {
-            self.poll_again(slot, lane);
+        for key in std::mem::take(&mut self.polled.dry) {
+            self.poll_again(key);
         }
     }
 
     /// Ends a read that waits for a buffer, of which the kernel knows nothing. False if it does
     /// not wait.
-    pub(super) fn forget_dry(&mut self, slot: u32, lane: Lane) -> bool {
-        let Some(place) = self.polled.dry.iter().position(|&dry| dry == (slot, lane)) else {
+    pub(super) fn forget_dry(&mut self, key: u32) -> bool {
+        let place = self.polled.dry.iter().position(|&dry| dry == key);
+        let (Some(place), Some(running)) = (place, self.in_flight.get(key)) else {
             return false;
         };
         self.polled.dry.swap_remove(place);
-        let load = self.end(slot, lane);
-        let result = Err(Errno(libc::ECANCELED));
-        self.immediate.push_back(Completion {
-            slot,
-            lane,
-            more: false,
-            payload: load_payload(load, &result).unwrap_or(Payload::None),
-            result,
-        });
+        self.end(running, key);
+        let cancelled = Err(Errno(libc::ECANCELED));
+        self.immediate.push_back(Completion::last(key, cancelled));
         true
     }
 
-    pub(super) fn start_polled(&mut self, slot: u32, lane: Lane, request: Request) {
-        let (op, load) = match request {
-            Request::ReadSwap => (Op::PolledSwap, Load::None),
-            Request::ReadStream(credit) => (Op::PolledStream, Load::Credit(credit)),
-            Request::Read { buffer, from } => (Op::PolledTransfer, Load::Read { buffer, from }),
-            Request::Write { buffer, from } => (Op::PolledTransfer, Load::Write { buffer, from }),
-            Request::WriteBatch(batch) => (Op::PolledTransfer, Load::Batch(batch)),
-            Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect(_) => {
-                return self.refuse(slot, lane, Errno(libc::ENOTSOCK));
+    pub(super) fn start_polled(&mut self, at: Place, request: Request) {
+        let op = match request {
+            Request::ReadSwap => Op::PolledSwap,
+            Request::ReadStream => Op::PolledStream,
+            Request::Read | Request::Write => Op::PolledTransfer,
+            Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect => {
+                let refused = Err(Errno(libc::ENOTSOCK));
+                return self.immediate.push_back(Completion::last(at.key, refused));
             }
         };
-        self.lanes.begin(slot, lane, op, load);
-        self.poll_again(slot, lane);
+        self.loads.begin(at.key);
+        self.in_flight.begin(at, op);
+        self.poll_again(at.key);
     }
 
     /// The descriptor is ready, or the poll failed.
     pub(super) fn ready_polled(
         &mut self,
-        slot: u32,
-        lane: Lane,
-        polled: Result<usize, Errno>,
+        key: u32,
+        running: Running,
+        polled: Result<u32, Errno>,
         sink: &mut impl Sink,
     ) {
-        let transfer = polled.and_then(|_| self.transfer(slot, lane));
-        let (result, read) = match transfer {
-            Err(Errno(libc::EAGAIN | libc::EINTR)) if !self.lanes.is_cancelled(slot, lane) => {
-                return self.poll_again(slot, lane);
+        let transfer = polled.and_then(|_| self.transfer(key, running));
+        let (result, payload) = match transfer {
+            Err(Errno(libc::EAGAIN | libc::EINTR)) if !running.cancelled => {
+                return self.poll_again(key);
             }
-            Err(Errno(libc::ENOBUFS)) if !self.lanes.is_cancelled(slot, lane) => {
-                return self.polled.dry.push((slot, lane));
-            }
+            Err(Errno(libc::ENOBUFS)) if !running.cancelled => return self.polled.dry.push(key),
             Err(Errno(libc::EAGAIN | libc::EINTR)) => (Err(Errno(libc::ECANCELED)), Payload::None),
-            Ok((len, read)) => (Ok(len), read),
+            // One call transfers less than 2 GiB.
+            Ok((len, payload)) => (Ok(len as u32), payload),
             Err(errno) => (Err(errno), Payload::None),
         };
-        let load = self.end(slot, lane);
+        self.end(running, key);
         sink.complete(Completion {
-            slot,
-            lane,
+            key,
             // A stream is started again by the watcher, as after any success.
             more: false,
-            payload: load_payload(load, &result).unwrap_or(read),
             result,
+            payload,
         });
     }
 
-    fn poll_again(&mut self, slot: u32, lane: Lane) {
-        let Some(fd) = self.lanes.socket(slot).map(|fd| Fd(fd.as_raw_fd())) else {
+    fn poll_again(&mut self, key: u32) {
+        let Some(running) = self.in_flight.get(key) else {
             return;
         };
-        let interest = match lane {
+        let Some(socket) = self.in_flight.get_socket(running.slot) else {
+            return;
+        };
+        let interest = match running.lane {
             Lane::Read => Interest::Readable,
             Lane::Write => Interest::Writable,
         };
-        let entry = poll_entry(fd, interest).user_data(encode(slot, lane));
+        let entry = poll_entry(Fd(socket.fd), interest).user_data(u64::from(key));
         // SAFETY: a poll names no memory.
         unsafe { self.push(entry) };
     }
 
-    fn transfer(&mut self, slot: u32, lane: Lane) -> Result<(usize, Payload), Errno> {
-        let fd = self.lanes.socket(slot).ok_or(Errno(libc::EBADF))?;
-        let fd = fd.as_raw_fd();
-        let len = match self.lanes.load_mut(slot, lane) {
-            Some(Load::Read { buffer, from }) => {
+    fn transfer(&mut self, key: u32, running: Running) -> Result<(usize, Payload), Errno> {
+        let socket = self.in_flight.get_socket(running.slot);
+        let fd = socket.ok_or(Errno(libc::EBADF))?.fd;
+        let len = match (running.op, running.lane) {
+            (Op::PolledTransfer, Lane::Read) => {
                 self.counts.reads += 1;
-                let rest = buffer.spare(*from).unwrap_or_default();
-                // SAFETY: `rest` is valid for writes of its length.
-                unsafe { sys::read(fd, rest.as_mut_ptr(), rest.len()) }?
+                sys::read_into(fd, self.loads.unread(key))?
             }
-            Some(Load::Write { buffer, from }) => {
+            (Op::PolledTransfer, Lane::Write) => {
                 self.counts.writes += 1;
-                sys::write(fd, buffer.get(*from..).unwrap_or_default())?
+                match self.loads.batch(key) {
+                    Some(batch) => sys::write_batch(fd, batch)?,
+                    None => sys::write(fd, self.loads.unwritten(key))?,
+                }
             }
-            Some(Load::Batch(batch)) => {
-                self.counts.writes += 1;
-                sys::write_batch(fd, batch)?
-            }
-            _ => return self.read_swap(slot, lane, fd),
+            _ => return self.read_swap(key, fd),
         };
         Ok((len, Payload::None))
     }
 
-    fn read_swap(&mut self, slot: u32, lane: Lane, fd: i32) -> Result<(usize, Payload), Errno> {
+    fn read_swap(&mut self, key: u32, fd: i32) -> Result<(usize, Payload), Errno> {
         self.counts.reads += 1;
         let polled = &mut self.polled;
         if polled.filling.as_ref().is_none_or(is_nearly_full) {
@@ -164,8 +155,8 @@ impl Uring {
             return Ok((0, Payload::None));
         }
         // SAFETY: `read(2)` wrote these bytes, and later reads go behind them.
-        let lease = unsafe { filling.lease(len, self.lanes.credit(slot, lane)) };
-        Ok((len, Payload::Buffer(lease.into())))
+        let lease = unsafe { filling.lease(len, self.loads.credit(key)) };
+        Ok((len, Payload::Lease(lease)))
     }
 }
 

@@ -12,14 +12,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
-use slab::Slab;
 
 use super::Uring;
 use super::buffer_ring::BufferRing;
-use super::lanes::Load;
 use crate::error::Errno;
 use crate::sys;
-use crate::{Backend, Completion, Interest, Sink};
+use crate::{Backend, Completion, Interest, Lane, Loads, Sink};
 
 /// How long the end may take. It takes microseconds unless something is wrong.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -59,7 +57,7 @@ impl Tombstone {
 /// What the kernel may still write to, or read from, after its ring was closed.
 struct Remains {
     tombstone: Tombstone,
-    _loads: Slab<Load>,
+    _loads: Loads,
     _buffers: BufferRing,
     _wake_count: Box<u64>,
 }
@@ -88,13 +86,13 @@ impl Sink for Drain {
 
 impl Uring {
     fn in_flight(&self) -> usize {
-        self.lanes.running() + usize::from(self.wake_armed)
+        self.in_flight.count() + usize::from(self.wake_armed)
     }
 
     /// Cancels everything and collects it. False if that did not succeed.
     fn drain(&mut self) -> bool {
-        for (slot, lane) in self.lanes.all_running() {
-            self.cancel(slot, lane, false);
+        for place in self.in_flight.all() {
+            self.cancel(place, false);
         }
         self.disarm_wake();
         let until = Instant::now() + DRAIN_MAX;
@@ -119,9 +117,9 @@ impl Uring {
 
     /// Wakes up peers of connections that a ring which will not end keeps open.
     fn shut_down_running(&mut self) {
-        for (slot, lane) in self.lanes.all_running() {
-            if let Some(socket) = self.lanes.socket(slot)
-                && lane == crate::Lane::Read
+        for place in self.in_flight.all() {
+            if let Some(socket) = self.in_flight.socket(place.slot)
+                && place.lane == Lane::Read
             {
                 let _ = sys::shutdown(socket, std::net::Shutdown::Both);
             }
@@ -143,15 +141,16 @@ impl Drop for Uring {
             self.shut_down_running();
         }
         // SAFETY: taken once, here, and not used afterwards.
-        let (tombstone, buffers) = unsafe {
+        let (tombstone, loads, buffers) = unsafe {
             (
                 ManuallyDrop::take(&mut self.tombstone),
+                ManuallyDrop::take(&mut self.loads),
                 ManuallyDrop::take(&mut self.buffers),
             )
         };
         let remains = Remains {
             tombstone,
-            _loads: self.lanes.take_loads(),
+            _loads: loads,
             _buffers: buffers,
             _wake_count: std::mem::take(&mut self.wake_count),
         };

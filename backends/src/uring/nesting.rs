@@ -1,0 +1,76 @@
+//! A ring inside another event loop: a descriptor that is readable when `wait` has something, and
+//! a `wait` that sleeps on that descriptor from then on.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::Uring;
+use crate::error::Errno;
+use crate::{Counting, Sink, Until, sys};
+
+/// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
+/// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
+/// read by the ring then: an event that arises within an event's signal is put off by the kernel.
+pub(super) struct Nest {
+    epoll: OwnedFd,
+    event: OwnedFd,
+}
+
+impl Uring {
+    /// The descriptor to poll; made when it is asked for the first time.
+    pub(super) fn nest_descriptor(&self) -> BorrowedFd<'_> {
+        if self.nest.get().is_none()
+            && let Ok(nest) = self.build_nest()
+        {
+            let _ = self.nest.set(nest);
+        }
+        match self.nest.get() {
+            Some(nest) => nest.epoll.as_fd(),
+            // SAFETY: the ring lives as long as `self`. Better than nothing: it can be polled
+            // without blocking.
+            None => unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) },
+        }
+    }
+
+    /// Waits on the descriptor rather than in the ring.
+    pub(super) fn wait_nested(
+        &mut self,
+        until: Until,
+        sink: &mut impl Sink,
+    ) -> Result<bool, Errno> {
+        let mut sink = Counting::new(sink);
+        let again = self.round(Until::Now, &mut sink)?;
+        if sink.count > 0 || again || until == Until::Now {
+            return Ok(again);
+        }
+        // `until` bounds this sleep; a timer that has fired would end it at once.
+        self.timer.arm(None);
+        self.counts.waits += 1;
+        sys::wait_readable(self.nest_descriptor(), until)?;
+        self.round(Until::Now, &mut sink)
+    }
+
+    /// Takes back the events that made the descriptor readable: their cause was looked at.
+    pub(super) fn clear_nest(&mut self) {
+        if let Some(nest) = self.nest.get() {
+            self.counts.others += sys::clear_event(nest.event.as_fd());
+            if !self.wake_armed {
+                self.counts.others += sys::clear_event(self.waker.event());
+            }
+        }
+    }
+
+    fn build_nest(&self) -> Result<Nest, Errno> {
+        let epoll = sys::epoll_create()?;
+        let event = sys::eventfd()?;
+        sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
+        sys::epoll_add(epoll.as_fd(), self.waker.event(), libc::EPOLLIN, 0)?;
+        sys::epoll_add(epoll.as_fd(), self.timer.descriptor()?, libc::EPOLLIN, 0)?;
+        self.submitter.register_eventfd(event.as_raw_fd())?;
+        // What completed before the registration makes no event of its own.
+        let queue = self.submission();
+        if !self.completion().is_empty() || queue.taskrun() || queue.cq_overflow() {
+            sys::signal_event(event.as_fd());
+        }
+        Ok(Nest { epoll, event })
+    }
+}
