@@ -15,7 +15,8 @@ pub(crate) struct ConnTable {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnState {
-    pub(crate) generation: u32,
+    /// The handle under which it was opened last.
+    pub(crate) conn: Conn,
     pub(crate) phase: Phase,
     pub(crate) is_listener: bool,
     /// Other requests wait for the connect to succeed.
@@ -59,7 +60,7 @@ pub(crate) enum Stage {
     Served,
 }
 
-const _: () = assert!(size_of::<ConnState>() <= 32);
+const _: () = assert!(size_of::<ConnState>() <= 40);
 
 const EMPTY_QUEUE: Queue = Queue {
     head: NONE,
@@ -69,7 +70,7 @@ const EMPTY_QUEUE: Queue = Queue {
 };
 
 const EMPTY_SLOT: ConnState = ConnState {
-    generation: 0,
+    conn: Conn::NONE,
     phase: Phase::Empty,
     is_listener: false,
     connecting: false,
@@ -112,7 +113,7 @@ impl ConnTable {
             self.slots.push(EMPTY_SLOT);
         }
         self.slots[index] = ConnState {
-            generation: conn.generation(),
+            conn,
             phase: Phase::Open,
             is_listener: kind == SocketKind::Listener,
             ..EMPTY_SLOT

@@ -313,8 +313,9 @@ impl<C> Requests<C> {
     #[inline(always)]
     pub(crate) fn remove(&mut self, key: u32) -> Option<Removed<C>> {
         let place = self.places.get_mut(key as usize)?;
+        let op = place.op;
         let removed = Removed {
-            op: place.op,
+            op,
             slot: place.slot,
             next: place.next,
             prev: place.prev,
@@ -326,7 +327,7 @@ impl<C> Requests<C> {
         place.next = std::mem::replace(&mut self.free, key);
         self.removed += 1;
         if let Some(by_op) = &mut self.by_op {
-            by_op.remove(&removed.op);
+            by_op.remove(&op);
         }
         Some(removed)
     }

@@ -394,7 +394,7 @@ impl<C> Engine<C> {
         let result = OpResult {
             operation: pending.what.operation(),
             op: pending.op,
-            conn: self.ids.conn(pending.slot, state.generation),
+            conn: state.conn,
             context: clone(context),
             buffer,
             size,

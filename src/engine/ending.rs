@@ -207,7 +207,7 @@ impl<C> Engine<C> {
     fn retire(&mut self, slot: u32) {
         if let Some(state) = self.conns.get_mut(slot) {
             state.phase = Phase::Empty;
-            let conn = self.ids.conn(slot, state.generation);
+            let conn = state.conn;
             self.retired.push_back((self.emitted(), conn));
         }
     }

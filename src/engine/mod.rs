@@ -87,9 +87,9 @@ impl<C> Engine<C> {
     /// Whether the handle is good.
     #[inline]
     pub(crate) fn is_open(&self, conn: Conn) -> bool {
-        self.conns.get(conn.slot()).is_some_and(|state| {
-            state.phase == Phase::Open && self.ids.conn(conn.slot(), state.generation) == conn
-        })
+        self.conns
+            .get(conn.slot())
+            .is_some_and(|state| state.phase == Phase::Open && state.conn == conn)
     }
 
     /// Why a request for a connection cannot be accepted, if it cannot.
@@ -382,7 +382,7 @@ impl<C> Engine<C> {
         let Some(state) = self.conns.unlink(&mut self.requests, gone) else {
             return Conn::NONE;
         };
-        let conn = self.ids.conn(gone.slot, state.generation);
+        let conn = state.conn;
         if state.lane(gone.lane).head != NONE {
             self.mark_dirty(gone.slot, gone.lane);
         }
