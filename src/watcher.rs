@@ -68,6 +68,8 @@ pub struct Watcher<C = ()> {
     /// Completions of the current turn; likewise.
     reaped: Vec<Completion>,
     info: BackendInfo,
+    /// How long to look for results before sleeping.
+    spin: Duration,
     /// The thread of the first `wait_io`.
     owner: Option<NonZeroU64>,
     /// Somebody waits on our descriptor.
@@ -94,6 +96,7 @@ impl<C> Watcher<C> {
         info: BackendInfo,
         stream_window: usize,
         swap_buffer_size: usize,
+        spin: Duration,
     ) -> Self {
         let ids = Arc::new(ConnIds::new());
         let waker = Arc::clone(backend.waker());
@@ -104,6 +107,7 @@ impl<C> Watcher<C> {
             messages: Vec::new(),
             reaped: Vec::new(),
             info,
+            spin,
             owner: None,
             nested: Cell::new(false),
             not_sync: PhantomData,

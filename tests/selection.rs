@@ -6,10 +6,14 @@
 mod common;
 
 use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
 
 use common::process::in_child;
-use common::{backends, builder, connect_to, name, next, watcher};
-use gaio::{BackendKind, Choice, ErrorKind, Watcher};
+use common::*;
+use gaio::{BackendKind, Choice, Deadline, ErrorKind, Interest, Operation, Watcher};
 
 /// Sets the variable that overrides `Choice::Auto`. Only for a process of its own.
 fn set_environment(value: &str) {
@@ -30,6 +34,44 @@ backends! {
         let watcher = watcher(kind);
         assert_eq!(watcher.backend().kind(), kind);
         assert_works(watcher);
+    }
+
+    /// Every kind of request, through a ring that may do nothing else.
+    fn restricted(kind: BackendKind) {
+        let mut watcher = builder(kind).restricted(true).build().unwrap();
+        let says_so = watcher.backend().features().contains(&"restricted");
+        assert_eq!(says_so, kind == BackendKind::IoUring);
+        let (server, addr) = listener();
+        let server = watcher.listen(server).unwrap();
+        watcher.accept(1, server).unwrap();
+        let client = watcher.connect(2, addr, Deadline::NEVER).unwrap();
+        watcher.ready(3, client, Interest::Writable).unwrap();
+        watcher.write(4, client, "first ").unwrap();
+        watcher.write(5, client, "second ").unwrap();
+        watcher.shutdown(6, client, Shutdown::Write).unwrap();
+        watcher.read(7, client, vec![0; 8]).unwrap();
+        let accepted = collect(&mut watcher, 6);
+        assert!(accepted.iter().all(|res| res.error.is_none()), "{accepted:?}");
+        let peer = accepted.iter().find_map(|res| res.accepted()).unwrap();
+        watcher.read(8, peer, None).unwrap();
+        assert_eq!(next(&mut watcher).data(), b"first second ");
+        watcher.read_stream(9, peer).unwrap();
+        assert!(next(&mut watcher).is_eof());
+        // Woken by a thread, by a timer, by another loop's poll.
+        let remote = watcher.remote();
+        let thread = thread::spawn(move || remote.post(10).unwrap());
+        assert_eq!(next(&mut watcher).operation, Operation::Post);
+        thread.join().unwrap();
+        watcher.timer(11, Duration::from_millis(1)).unwrap();
+        assert_eq!(next(&mut watcher).operation, Operation::Timer);
+        watcher.as_fd();
+        quiet(&mut watcher);
+        watcher.write(12, peer, "back").unwrap();
+        assert_eq!(collect(&mut watcher, 2).len(), 2);
+        let endless = watcher.read(13, client, vec![0; 8]).unwrap();
+        quiet(&mut watcher);
+        watcher.cancel(endless);
+        assert_eq!(error_kind(&next(&mut watcher)), Some(ErrorKind::Cancelled));
     }
 
     fn only_ignores_the_environment(kind: BackendKind) {

@@ -23,6 +23,33 @@ fn ms(n: u64) -> Duration {
 }
 
 backends! {
+    /// Spinning changes how it waits, not what comes.
+    fn spin(kind: BackendKind) {
+        let forever = Duration::from_secs(1 << 40);
+        for spin in [Duration::from_micros(50), Duration::from_secs(3600), forever] {
+            let mut watcher = builder(kind).spin(spin).build().unwrap();
+            let (conn, mut peer) = connect_to(&mut watcher);
+            watcher.read(1, conn, None).unwrap();
+            quiet(&mut watcher);
+            let remote = watcher.remote();
+            let thread = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(5));
+                peer.write_all(b"late").unwrap();
+                thread::sleep(Duration::from_millis(5));
+                remote.post(2).unwrap();
+                peer
+            });
+            let mut both = collect(&mut watcher, 2);
+            both.sort_by_key(|res| res.context);
+            assert_eq!((both[0].data(), both[1].context), (&b"late"[..], 2));
+            let start = Instant::now();
+            watcher.timer(3, Duration::from_millis(5)).unwrap();
+            assert_eq!(next(&mut watcher).context, 3);
+            assert!(start.elapsed() >= Duration::from_millis(5));
+            thread.join().unwrap();
+        }
+    }
+
     fn deadline_near_due(kind: BackendKind) {
         let (mut watcher, conn, mut peer) = connected(kind);
         for after in [0, 1, 2, 3, 5, 10, 20] {

@@ -67,7 +67,6 @@ pub enum Doing {
     CountSwapBuffers,
     SizeQueue,
     SizeStreamWindow,
-    Restrict,
     ChooseBackend,
     Delegate,
     Listen,
@@ -138,7 +137,6 @@ impl Doing {
             Doing::CountSwapBuffers => "swap_buffers",
             Doing::SizeQueue => "queue_depth",
             Doing::SizeStreamWindow => "stream_window",
-            Doing::Restrict => "restricted",
             Doing::ChooseBackend => "choosing a backend",
             Doing::Delegate => "delegate",
             Doing::Listen => "listen",
@@ -170,7 +168,6 @@ impl Doing {
             Doing::CountSwapBuffers => "the number must lie between 1 and 1,048,576",
             Doing::SizeQueue => "the depth must lie between 1 and 32,768",
             Doing::SizeStreamWindow => "the window must be at least 1 byte",
-            Doing::Restrict => "rings with restrictions are not built yet: leave this option off",
             Doing::ChooseBackend => {
                 "this build or machine does not have the backend: use Choice::Auto, or unset \
                  GAIO_BACKEND"

@@ -158,6 +158,15 @@ pub trait Backend {
 }
 
 impl Options {
+    /// What tests of single backends need.
+    #[cfg(test)]
+    const SMALL: Options = Options {
+        swap_buffer_size: 4096,
+        swap_buffers: 4,
+        queue_depth: 64,
+        restricted: false,
+    };
+
     /// The pool that these options ask for.
     fn pool(&self, waker: &Arc<Waker>) -> Pool {
         Pool::new(self.swap_buffer_size, self.swap_buffers, Arc::clone(waker))
@@ -173,6 +182,8 @@ pub struct Options {
     pub swap_buffers: usize,
     /// How many operations one turn can start.
     pub queue_depth: usize,
+    /// Whether the kernel is told to refuse what this library does not use.
+    pub restricted: bool,
 }
 
 /// Where an operation runs, and whose it is.

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gaio_backends::{Backend, Completion, Doing, Errno, Error, ErrorKind, Result, Sink, Until};
 
@@ -21,8 +21,11 @@ impl<C> Watcher<C> {
         self.engine.begin_turn();
         let refused = |errno| Error::os(Doing::Wait, errno);
         let mut rounds_over = 0;
+        let mut spin = Spin::new(self.spin);
         loop {
-            let again = self.turn(results.max(), limit).map_err(refused)?;
+            let again = self
+                .turn(results.max(), limit, &mut spin)
+                .map_err(refused)?;
             if !self.engine.out.is_empty() {
                 break;
             }
@@ -46,9 +49,9 @@ impl<C> Watcher<C> {
     }
 
     /// One round: take messages, start requests, let the kernel work, take completions.
-    fn turn(&mut self, max: usize, limit: Until) -> Result<bool, Errno> {
+    fn turn(&mut self, max: usize, limit: Until, spin: &mut Spin) -> Result<bool, Errno> {
         self.prepare();
-        let until = self.patience(limit);
+        let until = self.patience(limit, spin);
         let mut reaped = Reaped {
             room: max.saturating_sub(self.engine.out.len()).max(1),
             completions: &mut self.reaped,
@@ -76,10 +79,10 @@ impl<C> Watcher<C> {
     }
 
     /// How long this round may sleep: not if there is something to do.
-    fn patience(&mut self, limit: Until) -> Until {
+    fn patience(&mut self, limit: Until, spin: &mut Spin) -> Until {
         let has_work =
             !self.engine.out.is_empty() || self.engine.has_dirty() || self.engine.is_over();
-        if has_work || limit == Until::Now {
+        if has_work || limit == Until::Now || spin.goes_on() {
             return Until::Now;
         }
         self.inbox.waker.sleep();
@@ -148,6 +151,45 @@ impl<C> Watcher<C> {
     #[inline]
     pub(super) fn is_elsewhere(&self) -> bool {
         self.owner.is_some_and(|owner| owner != this_thread())
+    }
+}
+
+/// Looking again and again, for a while, before sleeping.
+enum Spin {
+    Off,
+    /// For so long, from when there is nothing to do.
+    For(Duration),
+    Until(Instant),
+}
+
+impl Spin {
+    fn new(duration: Duration) -> Self {
+        if duration.is_zero() {
+            Spin::Off
+        } else {
+            Spin::For(duration)
+        }
+    }
+
+    #[inline]
+    fn goes_on(&mut self) -> bool {
+        match *self {
+            Spin::Off => false,
+            Spin::For(duration) => {
+                let end = Instant::now().checked_add(duration);
+                // Longer than the clock reaches: until there is a result.
+                *self = end.map_or(Spin::For(duration), Spin::Until);
+                true
+            }
+            Spin::Until(end) => {
+                std::hint::spin_loop();
+                let goes_on = Instant::now() < end;
+                if !goes_on {
+                    *self = Spin::Off;
+                }
+                goes_on
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::epoll::Epoll;
 use super::*;
 use crate::{Address, Buffer, Completion, Credit, Interest, Lane, Load, Payload, SwapBuf};
 
-const BLOCK: usize = 4096;
+const BLOCK: usize = Options::SMALL.swap_buffer_size;
 
 /// Long enough for anything that is going to happen.
 const SOON: Duration = Duration::from_secs(5);
@@ -47,9 +47,8 @@ impl Rig {
 
     fn with_blocks(swap_buffers: usize) -> Self {
         let options = Options {
-            swap_buffer_size: BLOCK,
             swap_buffers,
-            queue_depth: 64,
+            ..Options::SMALL
         };
         Rig {
             backend: Emulated::new(&options).expect("epoll"),

@@ -42,17 +42,22 @@ impl Uring {
             Request::ReadStream => {
                 // Busy, so that the account stays.
                 self.loads.begin(key);
-                let entry = opcode::RecvMulti::new(fd, BUFFER_GROUP);
-                (entry.build(), Op::RecvStream)
+                let entry = if self.features.multishot {
+                    opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
+                } else {
+                    // The watcher starts it again, as after any success.
+                    receive(fd)
+                };
+                (entry, Op::RecvStream)
             }
-            Request::Accept => {
+            Request::AcceptStream if self.features.multishot => {
+                let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC);
+                (entry.build(), Op::Accept)
+            }
+            Request::Accept | Request::AcceptStream => {
                 let null = std::ptr::null_mut();
                 let entry = opcode::Accept::new(fd, null, std::ptr::null_mut());
                 (entry.flags(libc::SOCK_CLOEXEC).build(), Op::Accept)
-            }
-            Request::AcceptStream => {
-                let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC);
-                (entry.build(), Op::AcceptStream)
             }
             Request::Connect => {
                 let to = self.loads.address(key)?;

@@ -45,7 +45,6 @@ pub(super) enum Op {
     /// A transfer between the socket and the load.
     Transfer,
     Accept,
-    AcceptStream,
     Connect,
     Ready,
     /// Waiting until a descriptor that is not a socket is ready; then this is what to do.

@@ -1,16 +1,19 @@
 //! The native backend: the kernel does the reads and writes and says when they are done.
 //!
 //! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
-//! `setup` gets the ring, `entries` tells it what to do, `buffer_ring` lends it swap buffers,
+//! `setup` gets the ring, with the `features` of the kernel and, if asked for, under
+//! `restrictions`; `entries` tells it what to do, `buffer_ring` lends it swap buffers,
 //! `in_flight` remembers what runs, `polled` does reads and writes for descriptors that are not
 //! sockets, `nesting` makes the ring something to poll, `teardown` ends it all without the kernel
 //! writing into freed memory. This file submits and reaps.
 
 mod buffer_ring;
 mod entries;
+mod features;
 mod in_flight;
 mod nesting;
 mod polled;
+mod restrictions;
 mod setup;
 mod teardown;
 
@@ -26,6 +29,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
+use self::features::Features;
 use self::in_flight::{InFlight, Op, Running};
 use self::nesting::Nest;
 use self::polled::Polled;
@@ -75,6 +79,7 @@ pub struct Uring {
     /// Where the kernel puts the waker's count.
     wake_count: Box<u64>,
     wake_armed: bool,
+    features: Features,
     bound: bool,
     nest: OnceCell<Nest>,
     timer: NestTimer,
@@ -95,12 +100,15 @@ impl Uring {
     pub fn new(options: &Options) -> Result<(Self, Vec<&'static str>), Refusal> {
         let failed = |step| move |errno: Errno| setup::refusal(step, &errno.into());
         teardown::sweep_graveyard();
-        let abilities = setup::prove()?;
-        let ring = setup::build(abilities, options.queue_depth as u32)?;
+        let features = setup::prove()?;
+        let ring = setup::build(features, options.queue_depth as u32)?;
         let tombstone = teardown::Tombstone::bury(&ring).map_err(failed("io_uring_register"))?;
         let lent = options.swap_buffers.min(LENT_MAX).next_power_of_two() as u16;
-        let buffers = BufferRing::register(&ring.submitter(), lent, abilities.incremental)
+        let buffers = BufferRing::register(&ring.submitter(), lent, features.incremental)
             .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
+        if options.restricted {
+            restrictions::restrict(&ring)?;
+        }
         let waker = Arc::new(Waker::new().map_err(failed("eventfd"))?);
         let pool = options.pool(&waker);
         let ring: &'static IoUring = Box::leak(Box::new(ring));
@@ -118,13 +126,18 @@ impl Uring {
             waker,
             wake_count: Box::new(0),
             wake_armed: false,
+            features,
             bound: false,
             nest: OnceCell::new(),
             timer: NestTimer::default(),
             tombstone: ManuallyDrop::new(tombstone),
             counts: Counts::default(),
         };
-        Ok((uring, abilities.features()))
+        let mut words = features.words();
+        if options.restricted {
+            words.push("restricted");
+        }
+        Ok((uring, words))
     }
 
     #[inline]
@@ -323,7 +336,7 @@ impl Uring {
             (Op::RecvSwap, Ok(len)) => (result, self.received(key, len, flags, false)),
             (Op::Transfer | Op::RecvSwap, _) => (result, Payload::None),
             (Op::RecvStream, Ok(len)) => (result, self.received(key, len, flags, true)),
-            (Op::Accept | Op::AcceptStream, Ok(fd)) => {
+            (Op::Accept, Ok(fd)) => {
                 // SAFETY: the kernel made this descriptor for us, and says so once.
                 (
                     Ok(0),
@@ -462,8 +475,10 @@ impl Backend for Uring {
     fn bind(&mut self) -> Result<(), Errno> {
         self.submitter.register_enable_rings()?;
         self.bound = true;
-        // An optimisation that old kernels lack; and tables of registered rings can be full.
-        let _ = self.submitter.register_ring_fd();
+        if self.features.registered_ring {
+            // The thread's table of registered rings can be full.
+            let _ = self.submitter.register_ring_fd();
+        }
         Ok(())
     }
 

@@ -12,6 +12,8 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::buffer_ring::BufferRing;
+use super::entries;
+use super::features::Features;
 use crate::error::Errno;
 use crate::error::Refusal;
 use crate::swap::Pool;
@@ -24,14 +26,6 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// The completion queue holds this many times the submission queue.
 const CQ_PER_SQ: u32 = 4;
 
-/// What this kernel's rings can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Abilities {
-    rung: Rung,
-    /// Buffers that several receives fill one after the other (6.12).
-    pub(super) incremental: bool,
-}
-
 /// The steps of the ladder, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rung {
@@ -42,72 +36,45 @@ struct Rung {
 }
 
 const LADDER: [Rung; 5] = [
-    Rung {
-        no_sqarray: true,
-        defer_taskrun: true,
-        single_issuer: true,
-        coop_taskrun: false,
-    },
-    Rung {
-        no_sqarray: false,
-        defer_taskrun: true,
-        single_issuer: true,
-        coop_taskrun: false,
-    },
-    Rung {
-        no_sqarray: false,
-        defer_taskrun: false,
-        single_issuer: true,
-        coop_taskrun: true,
-    },
-    Rung {
-        no_sqarray: false,
-        defer_taskrun: false,
-        single_issuer: false,
-        coop_taskrun: true,
-    },
-    Rung {
-        no_sqarray: false,
-        defer_taskrun: false,
-        single_issuer: false,
-        coop_taskrun: false,
-    },
+    Rung::new([true, true, true, false]),
+    Rung::new([false, true, true, false]),
+    Rung::new([false, false, true, true]),
+    Rung::new([false, false, false, true]),
+    Rung::new([false, false, false, false]),
 ];
 
-impl Abilities {
-    /// The features in words, for the user.
-    pub(super) fn features(self) -> Vec<&'static str> {
-        let all = [
-            (self.rung.single_issuer, "single issuer"),
-            (self.rung.defer_taskrun, "deferred task work"),
-            (self.rung.coop_taskrun, "cooperative task work"),
-            (self.rung.no_sqarray, "no index array"),
-            (self.incremental, "incremental buffers"),
-        ];
-        all.iter()
-            .filter_map(|&(has, name)| has.then_some(name))
-            .collect()
-    }
-}
-
 /// Finds out what works here by doing it.
-pub(super) fn prove() -> Result<Abilities, Refusal> {
-    let (ring, rung) = first_rung()?;
+pub(super) fn prove() -> Result<Features, Refusal> {
+    let allowed = Features::allowed()?;
+    let (ring, rung) = first_rung(allowed)?;
     require_features(&ring)?;
     let (nop, _) = run(&ring, opcode::Nop::new().build())
         .map_err(|error| refusal("io_uring_enter", &error))?;
     nop.map_err(|errno| refusal("a no-op", &io::Error::from_raw_os_error(errno)))?;
-    let incremental = prove_receives(&ring, true)
-        .or_else(|_| prove_receives(&ring, false))
+    let mut features = Features {
+        no_sqarray: rung.no_sqarray,
+        defer_taskrun: rung.defer_taskrun,
+        single_issuer: rung.single_issuer,
+        coop_taskrun: rung.coop_taskrun,
+        ..allowed
+    };
+    prove_receives(&ring, &mut features)
         .map_err(|error| refusal("receiving into a buffer ring", &error))?;
-    Ok(Abilities { rung, incremental })
+    features.registered_ring &= ring.submitter().register_ring_fd().is_ok();
+    Ok(features)
 }
 
 /// The ring for the watcher: disabled until its thread enables it.
-pub(super) fn build(abilities: Abilities, entries: u32) -> Result<IoUring, Refusal> {
+pub(super) fn build(features: Features, entries: u32) -> Result<IoUring, Refusal> {
+    let rung = Rung {
+        no_sqarray: features.no_sqarray,
+        defer_taskrun: features.defer_taskrun,
+        single_issuer: features.single_issuer,
+        coop_taskrun: features.coop_taskrun,
+    };
     let mut entries = entries.next_power_of_two().max(PROOF_ENTRIES);
     loop {
-        match abilities.rung.build(entries, true) {
+        match rung.build(entries, true) {
             // Memory that can be locked is limited per user: ask for less.
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > PROOF_ENTRIES => {
                 entries /= 2;
@@ -119,6 +86,27 @@ pub(super) fn build(abilities: Abilities, entries: u32) -> Result<IoUring, Refus
 }
 
 impl Rung {
+    const fn new(flags: [bool; 4]) -> Self {
+        let [no_sqarray, defer_taskrun, single_issuer, coop_taskrun] = flags;
+        Rung {
+            no_sqarray,
+            defer_taskrun,
+            single_issuer,
+            coop_taskrun,
+        }
+    }
+
+    /// Without what is not allowed.
+    fn within(self, allowed: Features) -> Self {
+        let defer_taskrun = self.defer_taskrun && allowed.defer_taskrun;
+        Rung {
+            no_sqarray: self.no_sqarray && allowed.no_sqarray,
+            defer_taskrun,
+            single_issuer: self.single_issuer && allowed.single_issuer,
+            coop_taskrun: !defer_taskrun && allowed.coop_taskrun,
+        }
+    }
+
     fn build(self, entries: u32, disabled: bool) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
         builder
@@ -145,9 +133,9 @@ impl Rung {
     }
 }
 
-fn first_rung() -> Result<(IoUring, Rung), Refusal> {
+fn first_rung(allowed: Features) -> Result<(IoUring, Rung), Refusal> {
     let mut last = io::Error::from_raw_os_error(libc::EINVAL);
-    for rung in LADDER {
+    for rung in LADDER.map(|rung| rung.within(allowed)) {
         match rung.build(PROOF_ENTRIES, false) {
             Ok(ring) => return Ok((ring, rung)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
@@ -172,19 +160,32 @@ fn require_features(ring: &IoUring) -> Result<(), Refusal> {
     }
 }
 
-/// Receives once and in a stream into a buffer ring, and checks the bytes.
-fn prove_receives(ring: &IoUring, incremental: bool) -> io::Result<bool> {
+/// Finds out how receives into a buffer ring work here.
+fn prove_receives(ring: &IoUring, features: &mut Features) -> io::Result<()> {
+    if !features.buffer_rings {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    if features.incremental && receive(ring, *features).is_ok() {
+        return Ok(());
+    }
+    features.incremental = false;
+    receive(ring, *features)
+}
+
+/// Receives once, and in a stream, into a buffer ring, and checks the bytes.
+fn receive(ring: &IoUring, features: Features) -> io::Result<()> {
     let waker = std::sync::Arc::new(Waker::new()?);
     let pool = Pool::new(4096, 2, waker);
-    let mut buffers = BufferRing::register(&ring.submitter(), 2, incremental)?;
+    let mut buffers = BufferRing::register(&ring.submitter(), 2, features.incremental)?;
     buffers.refill(&pool);
     let (mut here, there) = UnixStream::pair()?;
     let fd = Fd(std::os::fd::AsRawFd::as_raw_fd(&there));
-    let once = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-        .buf_group(super::BUFFER_GROUP)
-        .build()
-        .flags(squeue::Flags::BUFFER_SELECT);
-    let stream = opcode::RecvMulti::new(fd, super::BUFFER_GROUP).build();
+    let once = entries::receive(fd);
+    let stream = if features.multishot {
+        opcode::RecvMulti::new(fd, super::BUFFER_GROUP).build()
+    } else {
+        once.clone()
+    };
     let mut armed = false;
     let mut proof = [(once, b"once"), (stream, b"many")].into_iter();
     let result = proof.try_for_each(|(entry, bytes)| {
@@ -217,7 +218,7 @@ fn prove_receives(ring: &IoUring, incremental: bool) -> io::Result<bool> {
         }
     }
     ring.submitter().unregister_buf_ring(super::BUFFER_GROUP)?;
-    result.map(|()| incremental)
+    result
 }
 
 type Outcome = (Result<usize, i32>, u32);
