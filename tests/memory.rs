@@ -78,7 +78,8 @@ backends! {
     fn lease_forwarded(kind: BackendKind) {
         in_child(module_path!(), kind, || {
             let mut relay = Relay::new(kind);
-            relay.rounds(500);
+            // Until the pool has as many blocks as the ring goes through.
+            relay.rounds(3_000);
             let before = Heap::now();
             relay.rounds(500);
             let count = Heap::now().allocations - before.allocations;
