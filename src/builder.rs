@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use gaio_backends::select::Choice;
-use gaio_backends::{Doing, Error, ErrorKind, Options, Result, select};
+use gaio_backends::{BackendInfo, Doing, Error, ErrorKind, Options, Result, Selected, select};
 
 use crate::watcher::Watcher;
 
@@ -112,6 +112,16 @@ impl<C> Builder<C> {
     /// `Unsupported` for an option out of its range (the text says which), or a backend that this
     /// build or machine does not have; `Os` if the system refuses descriptors or memory.
     pub fn build(self) -> Result<Watcher<C>> {
+        let choice = self.choice;
+        self.build_with(|options| select::select(choice, options))
+    }
+
+    /// The same on a backend that the caller makes; for this project's own tests.
+    #[doc(hidden)]
+    pub fn build_with(
+        self,
+        make: impl FnOnce(&Options) -> Result<(Selected, BackendInfo)>,
+    ) -> Result<Watcher<C>> {
         let options = &self.options;
         let in_range = [
             (
@@ -128,7 +138,7 @@ impl<C> Builder<C> {
         if let Some((_, doing)) = in_range.into_iter().find(|(good, _)| !good) {
             return Err(Error::new(doing, ErrorKind::Unsupported));
         }
-        let (backend, info) = select::select(self.choice, options)?;
+        let (backend, info) = make(options)?;
         Ok(Watcher::assemble(
             backend,
             info,

@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gaio_backends::select::BackendInfo;
 use gaio_backends::{
@@ -530,7 +530,7 @@ impl<C> Watcher<C> {
         let limit = if timeout.is_zero() {
             Until::Now
         } else {
-            let at = Instant::now().checked_add(timeout);
+            let at = self.backend.now().checked_add(timeout);
             at.map_or(Until::Done, Until::Time)
         };
         self.wait_until(results, limit)

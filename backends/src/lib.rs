@@ -21,6 +21,8 @@ mod error;
 pub mod loads;
 mod nest;
 pub mod select;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod sink;
 mod slots;
 pub mod swap;
@@ -138,6 +140,12 @@ pub trait Backend {
 
     /// Makes [`readiness`](Backend::readiness) readable at this time.
     fn arm(&self, at: Option<Instant>);
+
+    /// The time by which deadlines are kept. Not the system's only where time is simulated.
+    #[inline]
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 
     /// Wakes `wait` from other threads.
     fn waker(&self) -> &Arc<Waker>;

@@ -12,6 +12,8 @@ use std::time::Instant;
 #[cfg(gaio_epoll)]
 use crate::emulated::{Emulated, epoll::Epoll};
 use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
+#[cfg(feature = "sim")]
+use crate::sim::{Sim, World};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
 use crate::{
@@ -38,6 +40,10 @@ pub enum BackendKind {
     Epoll,
     /// The BSDs and macOS: likewise. Not built yet.
     Kqueue,
+    /// Simulated.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    Sim,
 }
 
 /// Which backend to use.
@@ -78,6 +84,9 @@ pub enum Selected {
     /// The emulated one, over epoll.
     #[cfg(gaio_epoll)]
     Epoll(Emulated<Epoll>),
+    /// A kernel in memory.
+    #[cfg(feature = "sim")]
+    Sim(Sim),
 }
 
 /// Builds the backend that `choice` and the environment ask for.
@@ -124,6 +133,21 @@ pub fn select(choice: Choice, options: &Options) -> Result<(Selected, BackendInf
         }),
         None => unsupported,
     })
+}
+
+/// A simulated backend in this world.
+///
+/// # Errors
+/// The real system refuses a descriptor for the waker.
+#[cfg(feature = "sim")]
+pub fn simulate(world: World, options: &Options) -> Result<(Selected, BackendInfo)> {
+    let sim = Sim::new(world, options).map_err(|refusal| Error::os(Doing::Build, refusal.errno))?;
+    let info = BackendInfo {
+        kind: BackendKind::Sim,
+        features: Vec::new(),
+        declined: Vec::new(),
+    };
+    Ok((Selected::Sim(sim), info))
 }
 
 enum Refused {
@@ -177,6 +201,8 @@ impl BackendKind {
             BackendKind::IoUring => "io_uring",
             BackendKind::Epoll => "epoll",
             BackendKind::Kqueue => "kqueue",
+            #[cfg(feature = "sim")]
+            BackendKind::Sim => "sim",
         }
     }
 }
@@ -250,6 +276,8 @@ macro_rules! forward {
             Selected::Uring($backend) => $call,
             #[cfg(gaio_epoll)]
             Selected::Epoll($backend) => $call,
+            #[cfg(feature = "sim")]
+            Selected::Sim($backend) => $call,
         }
     };
 }
@@ -314,6 +342,11 @@ impl Backend for Selected {
 
     fn arm(&self, at: Option<Instant>) {
         forward!(self, b => b.arm(at));
+    }
+
+    #[inline]
+    fn now(&self) -> Instant {
+        forward!(self, b => b.now())
     }
 
     fn waker(&self) -> &Arc<Waker> {

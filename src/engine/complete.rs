@@ -257,7 +257,7 @@ impl<C> Engine<C> {
         let interrupted = result.is_err_and(Errno::is_interruption);
         if interrupted && !ended {
             return if result.is_err_and(Errno::would_block) {
-                self.wait_for_backlog(slot)
+                self.wait_for_backlog(backend, slot)
             } else {
                 self.again(key)
             };
@@ -335,7 +335,7 @@ impl<C> Engine<C> {
         if !told {
             self.emit_step(key, Some(error), None, Payload::None, 0);
         }
-        self.wait_for_descriptor(slot);
+        self.wait_for_descriptor(backend, slot);
     }
 
     fn stream_step(

@@ -1,7 +1,5 @@
 //! Ending requests before their time: cancelled, out of time, connection freed, watcher closed.
 
-use std::time::Instant;
-
 use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Place, Selected};
 
 use super::Engine;
@@ -28,7 +26,7 @@ impl<C> Engine<C> {
         if self.deadlines.is_empty() {
             return false;
         }
-        let now = Instant::now();
+        let now = backend.now();
         let mut postponed = Vec::new();
         let mut any = false;
         while let Some((at, index)) = self.deadlines.pop_due(now) {

@@ -62,7 +62,7 @@ impl<C> Engine<C> {
             self.resume_paused(backend);
         }
         if let Some(at) = self.waiting.retry_at
-            && at <= Instant::now()
+            && at <= backend.now()
         {
             self.retry();
         }
@@ -238,20 +238,19 @@ impl<C> Engine<C> {
     }
 
     /// A listener ran out of descriptors: it accepts again when one is freed.
-    pub(super) fn wait_for_descriptor(&mut self, slot: u32) {
-        self.retry_after(ACCEPT_RETRY, slot, Lane::Read);
+    pub(super) fn wait_for_descriptor(&mut self, backend: &Selected, slot: u32) {
+        self.retry_at(backend.now() + ACCEPT_RETRY, slot, Lane::Read);
     }
 
     /// The queue of the Unix socket to connect to is full, which makes no event when it is not.
-    pub(super) fn wait_for_backlog(&mut self, slot: u32) {
-        self.retry_after(CONNECT_RETRY, slot, Lane::Write);
+    pub(super) fn wait_for_backlog(&mut self, backend: &Selected, slot: u32) {
+        self.retry_at(backend.now() + CONNECT_RETRY, slot, Lane::Write);
     }
 
-    fn retry_after(&mut self, pause: Duration, slot: u32, lane: Lane) {
+    fn retry_at(&mut self, at: Instant, slot: u32, lane: Lane) {
         if !self.waiting.retries.contains(&(slot, lane)) {
             self.waiting.retries.push((slot, lane));
         }
-        let at = Instant::now() + pause;
         self.waiting.retry_at = Some(self.waiting.retry_at.map_or(at, |sooner| sooner.min(at)));
     }
 

@@ -34,7 +34,7 @@ impl<C> Watcher<C> {
             }
             let over = match limit {
                 Until::Now => true,
-                Until::Time(at) => Instant::now() >= at,
+                Until::Time(at) => self.backend.now() >= at,
                 Until::Done => false,
             };
             rounds_over += u32::from(over);

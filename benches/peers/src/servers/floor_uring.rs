@@ -1,122 +1,147 @@
-//! The floor for completions: io_uring by hand. A ring of incremental buffers (Linux 6.12) for the
-//! receives, one-shot or multishot; sends straight from where the kernel put the bytes.
+//! The floor for completions: io_uring by hand. Receives into shared incremental buffers, one-shot
+//! or multishot; sends straight from where the kernel put the bytes.
+//!
+//! A send that does not wait (`MSG_DONTWAIT`) is over when the call that submits it returns, so that
+//! its success needs no completion. If the socket did not take all, there is one that says so, and
+//! the rest goes with a send that waits.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::types::{BufRingEntry, Fd};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::Fd;
+use io_uring::{cqueue, opcode, squeue};
 
-use super::BUFFER_BYTES;
 use crate::Fallible;
-
-const BUFFERS: u16 = 16;
-const INCREMENTAL: u16 = 2;
+use crate::uring::{Buffers, Chunk, Ring};
 
 const ACCEPT: u64 = 0;
 const RECEIVE: u64 = 1;
 const SEND: u64 = 2;
+const CLOSE: u64 = 3;
 
 pub fn run(listener: TcpListener, stream: bool) -> Fallible<()> {
-    let mut server = Server::new(stream)?;
-    let listener = Fd(listener.as_raw_fd());
-    server.push(opcode::AcceptMulti::new(listener).build().user_data(ACCEPT));
+    let mut server = Server::new(listener, stream)?;
+    server.accept();
     loop {
-        server.submitter.submit_and_wait(1)?;
-        server.turn();
+        server.turn()?;
     }
 }
 
 struct Server {
-    ring: &'static IoUring,
-    submitter: io_uring::Submitter<'static>,
+    ring: Ring,
     buffers: Buffers,
+    listener: TcpListener,
     stream: bool,
+    turn: u64,
     /// By descriptor.
     connections: Vec<Connection>,
+    /// Buffers of the sends that were pushed in this turn, and of those before, which are over.
+    pushed: Vec<u16>,
+    over: Vec<u16>,
+    /// Connections that go on when what was pushed is submitted.
+    later: Vec<RawFd>,
     /// Connections whose receive found no buffer.
     starved: VecDeque<RawFd>,
 }
 
 #[derive(Default)]
 struct Connection {
-    /// What is to be sent, oldest first; the first is being sent if `sending`.
-    chunks: VecDeque<Chunk>,
-    sending: bool,
-    receiving: bool,
+    /// What was last sent, and when.
+    sent: Option<Chunk>,
+    sent_turn: u64,
+    /// The socket is full: a send that waits is on its way.
+    full: bool,
+    /// Nothing more will come.
     ended: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Chunk {
-    buffer: u16,
-    at: *const u8,
-    len: u32,
+    /// Nothing more can be sent.
+    broken: bool,
+    /// What waits for the send before it.
+    chunks: VecDeque<Chunk>,
 }
 
 impl Server {
-    fn new(stream: bool) -> io::Result<Self> {
-        let ring: &'static IoUring = Box::leak(Box::new(
-            IoUring::builder()
-                .setup_single_issuer()
-                .setup_defer_taskrun()
-                .setup_submit_all()
-                .setup_cqsize(16384)
-                .build(4096)?,
-        ));
-        let mut submitter = ring.submitter();
-        submitter.register_ring_fd()?;
-        let buffers = Buffers::new(&submitter)?;
+    fn new(listener: TcpListener, stream: bool) -> Fallible<Self> {
+        let ring = Ring::new()?;
         Ok(Server {
+            buffers: Buffers::new(&ring)
+                .map_err(|error| format!("incremental buffers (Linux 6.12): {error}"))?,
             ring,
-            submitter,
-            buffers,
+            listener,
             stream,
+            turn: 1,
             connections: Vec::new(),
+            pushed: Vec::new(),
+            over: Vec::new(),
+            later: Vec::new(),
             starved: VecDeque::new(),
         })
     }
 
-    fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: there is one submission queue at a time; what entries name is in the buffers,
-        // which are never freed.
-        while unsafe { self.ring.submission_shared().push(&entry) }.is_err() {
-            let _ = self.submitter.submit();
-        }
-    }
-
-    fn turn(&mut self) {
-        // SAFETY: there is one completion queue at a time.
-        let queue = unsafe { self.ring.completion_shared() };
-        for entry in queue {
+    fn turn(&mut self) -> Fallible<()> {
+        // A send that succeeds does not wake: what waits for one, or for its buffer, must not sleep.
+        let starved = !self.starved.is_empty() && !self.pushed.is_empty();
+        let idle = self.later.is_empty() && !starved;
+        self.ring.enter(usize::from(idle));
+        self.turn += 1;
+        std::mem::swap(&mut self.pushed, &mut self.over);
+        while let Some(entry) = self.ring.next() {
             let fd = (entry.user_data() >> 2) as RawFd;
             match entry.user_data() & 3 {
-                ACCEPT => self.accepted(entry.result()),
                 RECEIVE => self.received(fd, entry.result(), entry.flags()),
-                _ => self.sent(fd, entry.result()),
+                SEND => self.send_ended(fd, entry.result()),
+                ACCEPT => self.accepted(entry.result(), entry.flags())?,
+                _ => {}
             }
         }
-        while self.buffers.has_room()
-            && let Some(fd) = self.starved.pop_front()
-        {
-            self.receive(fd);
+        if self.ring.overflowed() {
+            // Sends that failed may not have said so yet.
+            self.pushed.append(&mut self.over);
+            return Ok(());
+        }
+        for buffer in self.over.drain(..) {
+            self.buffers.give_back(buffer);
+        }
+        self.go_on();
+        Ok(())
+    }
+
+    /// What had to wait for this turn's end.
+    fn go_on(&mut self) {
+        for fd in std::mem::take(&mut self.later) {
+            self.send_next(fd);
+        }
+        // About as many as the buffers will serve: the others would only fail again.
+        for _ in 0..self.starved.len().min(self.buffers.lent) {
+            if let Some(fd) = self.starved.pop_front() {
+                self.receive(fd);
+            }
         }
     }
 
-    fn accepted(&mut self, fd: RawFd) {
-        if fd >= 0 {
-            let len = self.connections.len().max(fd as usize + 1);
-            self.connections.resize_with(len, Connection::default);
-            self.connections[fd as usize] = Connection::default();
-            self.receive(fd);
-        }
+    fn accept(&mut self) {
+        let entry = opcode::AcceptMulti::new(Fd(self.listener.as_raw_fd())).build();
+        self.ring.push(&entry.user_data(ACCEPT));
     }
 
+    fn accepted(&mut self, result: i32, flags: u32) -> Fallible<()> {
+        let Ok(place) = usize::try_from(result) else {
+            let error = std::io::Error::from_raw_os_error(-result);
+            return Err(format!("accept: {error}").into());
+        };
+        if place >= self.connections.len() {
+            self.connections.resize_with(place + 1, Connection::default);
+        }
+        self.connections[place] = Connection::default();
+        self.receive(result);
+        if !cqueue::more(flags) {
+            self.accept();
+        }
+        Ok(())
+    }
+
+    #[inline]
     fn receive(&mut self, fd: RawFd) {
-        self.connections[fd as usize].receiving = true;
         let entry = if self.stream {
             opcode::RecvMulti::new(Fd(fd), 0).build()
         } else {
@@ -125,166 +150,116 @@ impl Server {
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)
         };
-        self.push(entry.user_data((fd as u64) << 2 | RECEIVE));
+        self.ring.push(&entry.user_data((fd as u64) << 2 | RECEIVE));
     }
 
+    #[inline]
     fn received(&mut self, fd: RawFd, result: i32, flags: u32) {
-        let connection = &mut self.connections[fd as usize];
-        connection.receiving = cqueue::more(flags);
-        let again = self.stream && !connection.receiving;
-        match result {
-            1.. => {
-                let id = cqueue::buffer_select(flags).unwrap_or_default();
-                let more = cqueue::buffer_more(flags);
-                let chunk = self.buffers.take(id, result as u32, more);
-                connection.chunks.push_back(chunk);
-                if !connection.sending {
-                    self.send(fd);
-                }
-                if again {
-                    self.receive(fd);
-                }
+        if result > 0 {
+            let chunk = self.buffers.take(result as u32, flags);
+            self.echo(fd, chunk);
+            if !cqueue::more(flags) {
+                self.receive(fd);
             }
-            _ if result == -libc::ENOBUFS => self.starved.push_back(fd),
-            _ => {
-                connection.ended = true;
-                self.close_if_over(fd);
-            }
+        } else if result == -libc::ENOBUFS {
+            self.starved.push_back(fd);
+        } else if !cqueue::more(flags) {
+            self.connections[fd as usize].ended = true;
+            self.later.push(fd);
         }
     }
 
-    fn send(&mut self, fd: RawFd) {
+    #[inline]
+    fn echo(&mut self, fd: RawFd, chunk: Chunk) {
         let connection = &mut self.connections[fd as usize];
-        let Some(chunk) = connection.chunks.front() else {
-            return;
-        };
+        if connection.full || !connection.chunks.is_empty() {
+            connection.chunks.push_back(chunk);
+        } else if connection.sent_turn == self.turn {
+            // Whether that one goes through is not known before it is submitted.
+            connection.chunks.push_back(chunk);
+            self.later.push(fd);
+        } else if connection.broken {
+            self.buffers.give_back(chunk.buffer);
+        } else {
+            self.send(fd, chunk);
+        }
+    }
+
+    /// Sends what the socket takes at once.
+    #[inline]
+    fn send(&mut self, fd: RawFd, chunk: Chunk) {
+        let connection = &mut self.connections[fd as usize];
+        connection.sent = Some(chunk);
+        connection.sent_turn = self.turn;
         let entry = opcode::Send::new(Fd(fd), chunk.at, chunk.len)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-            .build();
-        connection.sending = true;
-        self.push(entry.user_data((fd as u64) << 2 | SEND));
+            .flags(libc::MSG_WAITALL | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS);
+        self.ring.push(&entry.user_data((fd as u64) << 2 | SEND));
+        self.pushed.push(chunk.buffer);
     }
 
-    fn sent(&mut self, fd: RawFd, result: i32) {
+    /// The socket did not take all that was sent at once, or it took the rest by now.
+    fn send_ended(&mut self, fd: RawFd, result: i32) {
         let connection = &mut self.connections[fd as usize];
-        connection.sending = false;
-        let Some(chunk) = connection.chunks.front_mut() else {
+        let Some(chunk) = connection.sent.take() else {
             return;
         };
-        if result > 0 && (result as u32) < chunk.len {
-            chunk.at = chunk.at.wrapping_add(result as usize);
-            chunk.len -= result as u32;
-            return self.send(fd);
+        let first = !connection.full;
+        connection.full = false;
+        let rest = match u32::try_from(result) {
+            Ok(sent) => chunk.rest(sent),
+            Err(_) if result == -libc::EAGAIN => chunk,
+            Err(_) => {
+                connection.broken = true;
+                chunk.rest(chunk.len)
+            }
+        };
+        // The hold of the first send ends with its turn.
+        match (first, rest.len) {
+            (true, 1..) => self.buffers.hold(chunk.buffer),
+            (false, 0) => self.buffers.give_back(chunk.buffer),
+            _ => {}
         }
-        self.buffers.give_back(chunk.buffer);
-        connection.chunks.pop_front();
-        if result <= 0 {
+        if rest.len > 0 {
+            self.send_waiting(fd, rest);
+        } else {
+            self.later.push(fd);
+        }
+    }
+
+    fn send_waiting(&mut self, fd: RawFd, chunk: Chunk) {
+        let connection = &mut self.connections[fd as usize];
+        connection.sent = Some(chunk);
+        connection.full = true;
+        let entry = opcode::Send::new(Fd(fd), chunk.at, chunk.len)
+            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build();
+        self.ring.push(&entry.user_data((fd as u64) << 2 | SEND));
+    }
+
+    /// Sends what waits, or closes the connection if nothing more is to be done.
+    fn send_next(&mut self, fd: RawFd) {
+        let connection = &mut self.connections[fd as usize];
+        if connection.full {
+            return;
+        }
+        if connection.sent_turn == self.turn {
+            return self.later.push(fd);
+        }
+        if connection.broken {
             for chunk in connection.chunks.drain(..) {
                 self.buffers.give_back(chunk.buffer);
             }
-            connection.ended = true;
-            // SAFETY: no memory is passed. The receive ends by this.
-            unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
-            return self.close_if_over(fd);
         }
-        if !connection.chunks.is_empty() {
-            self.send(fd);
-        } else if !self.stream && !connection.ended {
-            self.receive(fd);
-        } else {
-            self.close_if_over(fd);
-        }
-    }
-
-    fn close_if_over(&mut self, fd: RawFd) {
-        let connection = &self.connections[fd as usize];
-        if connection.ended && !connection.sending && !connection.receiving {
-            // SAFETY: nothing runs on the descriptor, and it is forgotten here.
-            unsafe { libc::close(fd) };
+        if let Some(chunk) = connection.chunks.pop_front() {
+            if !connection.chunks.is_empty() || connection.ended {
+                self.later.push(fd);
+            }
+            self.send(fd, chunk);
+        } else if connection.ended {
+            connection.ended = false;
+            self.ring.push(&opcode::Close::new(Fd(fd)).build().user_data(CLOSE));
         }
     }
 }
-
-/// The ring of lent buffers.
-struct Buffers {
-    entries: *mut BufRingEntry,
-    tail: u16,
-    memory: Vec<*mut u8>,
-    used: Vec<u32>,
-    /// Chunks that are still to be sent, and one while the kernel fills the buffer.
-    holders: Vec<u32>,
-    lent: usize,
-}
-
-impl Buffers {
-    fn new(submitter: &io_uring::Submitter<'_>) -> io::Result<Self> {
-        let count = usize::from(BUFFERS);
-        // A page of zeros that is never freed, like the buffers.
-        let page = Box::leak(Box::new(Page([0; 4096])));
-        let entries: *mut BufRingEntry = page.0.as_mut_ptr().cast();
-        // SAFETY: the page has room for the entries, is aligned, and lives for good.
-        unsafe { submitter.register_buf_ring_with_flags(entries as u64, BUFFERS, 0, INCREMENTAL) }?;
-        let mut buffers = Buffers {
-            entries,
-            tail: 0,
-            memory: (0..count)
-                .map(|_| Vec::leak(vec![0u8; BUFFER_BYTES]).as_mut_ptr())
-                .collect(),
-            used: vec![0; count],
-            holders: vec![0; count],
-            lent: 0,
-        };
-        (0..BUFFERS).for_each(|id| buffers.lend(id));
-        Ok(buffers)
-    }
-
-    fn has_room(&self) -> bool {
-        self.lent > 0
-    }
-
-    fn lend(&mut self, id: u16) {
-        let index = usize::from(self.tail % BUFFERS);
-        self.used[usize::from(id)] = 0;
-        self.holders[usize::from(id)] = 1;
-        self.lent += 1;
-        self.tail = self.tail.wrapping_add(1);
-        // SAFETY: the index is in the ring; the kernel reads the entry after the tail is stored.
-        unsafe {
-            let entry = &mut *self.entries.add(index);
-            entry.set_addr(self.memory[usize::from(id)] as u64);
-            entry.set_len(BUFFER_BYTES as u32);
-            entry.set_bid(id);
-            let tail = BufRingEntry::tail(self.entries)
-                .cast_mut()
-                .cast::<AtomicU16>();
-            (*tail).store(self.tail, Ordering::Release);
-        }
-    }
-
-    fn take(&mut self, id: u16, len: u32, more: bool) -> Chunk {
-        let index = usize::from(id);
-        let at = self.memory[index].wrapping_add(self.used[index] as usize);
-        self.used[index] += len;
-        self.holders[index] += 1;
-        if !more {
-            self.lent -= 1;
-            self.give_back(id);
-        }
-        Chunk {
-            buffer: id,
-            at,
-            len,
-        }
-    }
-
-    fn give_back(&mut self, id: u16) {
-        let holders = &mut self.holders[usize::from(id)];
-        *holders -= 1;
-        if *holders == 0 {
-            self.lend(id);
-        }
-    }
-}
-
-#[repr(align(4096))]
-struct Page([u8; 4096]);

@@ -1,0 +1,198 @@
+//! What one attempt of the simulated kernel at each kind of operation does.
+
+use super::Sim;
+use crate::error::Errno;
+use crate::swap::SwapBuf;
+use crate::{Completion, Interest, Payload, Request};
+
+/// What came of an attempt: bytes and what they bring, or an error; nothing if it has to wait.
+type Attempt = Option<Result<(u32, Payload), Errno>>;
+
+impl Sim {
+    /// Attempts an operation, if no fault comes between.
+    pub(super) fn attempt(&mut self, key: u32) {
+        let mut state = self.world.lock();
+        let fault = if state.fault(40) {
+            Some(libc::EINTR)
+        } else if state.fault(60) {
+            Some(libc::EAGAIN)
+        } else {
+            None
+        };
+        drop(state);
+        match fault {
+            Some(errno) => self.finish(key, Err(Errno(errno))),
+            None => self.attempt_plainly(key),
+        }
+    }
+
+    /// Attempts an operation and ends it if that got anywhere.
+    pub(super) fn attempt_plainly(&mut self, key: u32) {
+        let Some(running) = self.running.get(&key) else {
+            return;
+        };
+        let (request, slot) = (running.request, running.at.slot);
+        let Some(end) = self.end(slot) else {
+            return;
+        };
+        let attempt = match request {
+            Request::ReadSwap | Request::ReadStream => self.read_swap(key, end),
+            Request::Read => self.read(key, end),
+            Request::Write => self.write(key, end),
+            Request::Accept | Request::AcceptStream => self.accept(end),
+            Request::Connect => self.connect(key, end),
+            Request::Ready(interest) => self.ready(end, interest),
+        };
+        match attempt {
+            None => {}
+            Some(Err(errno)) => self.finish(key, Err(errno)),
+            Some(Ok((len, payload))) => {
+                let streams = match request {
+                    Request::ReadStream => len > 0,
+                    request => request == Request::AcceptStream,
+                };
+                let more = streams && !self.world.lock().fault(6);
+                self.complete(Completion {
+                    key,
+                    more,
+                    result: Ok(len),
+                    payload,
+                });
+            }
+        }
+    }
+
+    /// How many bytes a read of at most `room` would take; the end, an error, or nothing yet.
+    fn readable(&self, end: usize, room: usize) -> Option<Result<usize, Errno>> {
+        let mut state = self.world.lock();
+        let from = &state.ends[end];
+        if from.reset {
+            return Some(Err(Errno(libc::ECONNRESET)));
+        }
+        match from.incoming.len().min(room) {
+            0 => from.ended.then_some(Ok(0)),
+            most => Some(Ok(state.part(most))),
+        }
+    }
+
+    fn read_swap(&mut self, key: u32, end: usize) -> Attempt {
+        if self.filling.is_none() {
+            self.filling = self.pool.checkout();
+        }
+        let room = self
+            .filling
+            .as_ref()
+            .map_or(usize::MAX, |filling| filling.left());
+        let len = match self.readable(end, room)? {
+            Ok(0) => return Some(Ok((0, Payload::None))),
+            Ok(len) => len,
+            Err(errno) => return Some(Err(errno)),
+        };
+        if self.filling.is_none() || self.world.lock().fault(20) {
+            return Some(Err(Errno(libc::ENOBUFS)));
+        }
+        let lease = self.fill(key, end, len)?;
+        Some(Ok((len as u32, Payload::Lease(lease))))
+    }
+
+    /// Moves bytes into the swap buffer.
+    fn fill(&mut self, key: u32, end: usize, len: usize) -> Option<SwapBuf> {
+        let filling = self.filling.as_mut()?;
+        let bytes: Vec<u8> = self.world.lock().ends[end].incoming.drain(..len).collect();
+        let (at, _) = filling.tail();
+        // SAFETY: the tail is valid for writes of what is left, which is no less than `len`;
+        // nobody else knows of it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, len) };
+        // SAFETY: these bytes were just written, and later ones go behind them.
+        let lease = unsafe { filling.lease(len, self.loads.credit(key)) };
+        // A block that is used up goes back at once: others may wait for it.
+        self.filling = self.filling.take().filter(|filling| filling.left() > 0);
+        Some(lease)
+    }
+
+    fn read(&mut self, key: u32, end: usize) -> Attempt {
+        let room = self.loads.unread(key).len();
+        assert!(room > 0, "request {key} has no room to read into");
+        let len = match self.readable(end, room)? {
+            Ok(len) => len,
+            Err(errno) => return Some(Err(errno)),
+        };
+        let mut state = self.world.lock();
+        let bytes = state.ends[end].incoming.drain(..len);
+        for (to, byte) in self.loads.unread(key).iter_mut().zip(bytes) {
+            *to = byte;
+        }
+        Some(Ok((len as u32, Payload::None)))
+    }
+
+    fn write(&mut self, key: u32, end: usize) -> Attempt {
+        let running = self.running.get(&key)?;
+        let mut state = self.world.lock();
+        let to = &state.ends[end];
+        if to.reset || to.shut {
+            let errno = if to.reset {
+                libc::ECONNRESET
+            } else {
+                libc::EPIPE
+            };
+            return Some(Err(Errno(errno)));
+        }
+        let window = to.window.saturating_sub(to.outgoing.len());
+        let parts = running.keys.iter().map(|&key| self.loads.unwritten(key));
+        let most = parts.clone().map(<[u8]>::len).sum::<usize>().min(window);
+        if most == 0 {
+            return None;
+        }
+        assert_eq!(
+            self.checksum(&running.keys),
+            running.checksum,
+            "bytes of request {key} changed while the kernel could read them"
+        );
+        let len = state.part(most);
+        let mut left = len;
+        for part in parts {
+            let taken = &part[..left.min(part.len())];
+            state.ends[end].outgoing.extend(taken);
+            left -= taken.len();
+        }
+        Some(Ok((len as u32, Payload::None)))
+    }
+
+    fn accept(&mut self, end: usize) -> Attempt {
+        let mut state = self.world.lock();
+        if state.ends[end].backlog.is_empty() {
+            return None;
+        }
+        if state.fault(10) {
+            return Some(Err(Errno(libc::ECONNABORTED)));
+        }
+        if state.fault(20) {
+            return Some(Err(Errno(libc::EMFILE)));
+        }
+        let peer = state.ends[end].backlog.pop_front()?;
+        let socket = state.accepted(peer);
+        Some(socket.map(|socket| (0, Payload::Socket(socket))))
+    }
+
+    fn connect(&mut self, key: u32, end: usize) -> Attempt {
+        if let Err(errno) = self.loads.address(key) {
+            return Some(Err(errno));
+        }
+        let mut state = self.world.lock();
+        if state.fault(5) {
+            return Some(Err(Errno(libc::ECONNREFUSED)));
+        }
+        state.connected(end);
+        Some(Ok((0, Payload::None)))
+    }
+
+    fn ready(&mut self, end: usize, interest: Interest) -> Attempt {
+        let state = self.world.lock();
+        let end = &state.ends[end];
+        let ready = match interest {
+            Interest::Readable => !end.incoming.is_empty() || end.ended,
+            Interest::Writable => end.outgoing.len() < end.window || end.shut,
+        };
+        (ready || end.reset).then_some(Ok((0, Payload::None)))
+    }
+}

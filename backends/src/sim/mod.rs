@@ -1,0 +1,360 @@
+//! A deterministic backend for tests: a kernel in memory, with a clock of its own, that does what
+//! real ones do rarely, often. All follows from a seed: transfers are short, completions late and
+//! in another order (of different connections), calls interrupted, buffers gone for a moment,
+//! queues full, cancellations too late or half way.
+//!
+//! Descriptors are only names here: what is read and written lies in the [`World`], whose other
+//! ends the test holds. This file is the kernel's loop, `attempt.rs` what one attempt at an
+//! operation does, `world.rs` the rest of the world.
+
+mod attempt;
+mod world;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use world::{Peer, World};
+
+use crate::error::{Errno, Refusal};
+use crate::swap::{Filling, Pool};
+use crate::wake::Waker;
+use crate::{
+    Backend, Completion, Counts, Lane, Loads, Options, Place, Request, Sink, SocketKind, Until,
+};
+
+/// How often the kernel runs within one sleep before nothing is expected to happen any more: more
+/// often than any completion can be late.
+const STEPS_MAX: usize = 64;
+/// The longest delay of an operation, in steps.
+const DELAY_MAX: usize = 8;
+
+/// The simulated kernel.
+pub struct Sim {
+    world: World,
+    slots: Vec<Option<Seat>>,
+    loads: Loads,
+    pool: Pool,
+    filling: Option<Filling>,
+    /// By key; in order, so that a seed replays.
+    running: BTreeMap<u32, Running>,
+    /// What is complete but not handed out, with its connection.
+    done: VecDeque<(u32, Completion)>,
+    waker: Arc<Waker>,
+    counts: Counts,
+}
+
+struct Seat {
+    socket: OwnedFd,
+    end: usize,
+}
+
+/// One operation.
+struct Running {
+    at: Place,
+    request: Request,
+    /// Of several writes: all of them.
+    keys: Vec<u32>,
+    /// Steps before it is looked at.
+    delay: usize,
+    cancelled: bool,
+    /// Of the bytes to write, so that a change while the kernel may read them is seen.
+    checksum: u64,
+}
+
+impl Sim {
+    /// A kernel for this world.
+    ///
+    /// # Errors
+    /// The real system refuses the waker's event.
+    pub fn new(world: World, options: &Options) -> Result<Self, Refusal> {
+        let waker = Waker::new().map_err(|errno| Refusal {
+            step: "eventfd",
+            errno,
+            advice: "raise the limit of open descriptors (ulimit -n)",
+        })?;
+        let waker = Arc::new(waker);
+        Ok(Sim {
+            world,
+            slots: Vec::new(),
+            loads: Loads::default(),
+            pool: options.pool(&waker),
+            filling: None,
+            running: BTreeMap::new(),
+            done: VecDeque::new(),
+            waker,
+            counts: Counts::default(),
+        })
+    }
+
+    fn end(&self, slot: u32) -> Option<usize> {
+        Some(self.slots.get(slot as usize)?.as_ref()?.end)
+    }
+
+    fn begin(&mut self, at: Place, request: Request, keys: Vec<u32>) {
+        assert!(self.end(at.slot).is_some(), "{at:?} is empty");
+        let busy = self.running.values().any(|other| {
+            (other.at.slot, other.at.lane) == (at.slot, at.lane) || other.at.key == at.key
+        });
+        assert!(!busy, "{at:?} runs already");
+        let delay = {
+            let mut state = self.world.lock();
+            if state.fault(4) {
+                state.below(DELAY_MAX)
+            } else {
+                0
+            }
+        };
+        self.running.insert(
+            at.key,
+            Running {
+                at,
+                request,
+                checksum: self.checksum(&keys),
+                keys,
+                delay,
+                cancelled: false,
+            },
+        );
+    }
+
+    /// Of every sixteenth byte, which is enough to see that they are others.
+    fn checksum(&self, keys: &[u32]) -> u64 {
+        let bytes = keys
+            .iter()
+            .flat_map(|&key| self.loads.unwritten(key).iter().step_by(16));
+        bytes.fold(0, |sum: u64, &byte| {
+            sum.wrapping_mul(1_099_511_628_211)
+                .wrapping_add(u64::from(byte) + 1)
+        })
+    }
+
+    /// The kernel looks at every operation, in any order.
+    fn step(&mut self) {
+        let mut keys: Vec<u32> = self.running.keys().copied().collect();
+        while !keys.is_empty() {
+            let place = self.world.lock().below(keys.len());
+            let key = keys.swap_remove(place);
+            let Some(running) = self.running.get_mut(&key) else {
+                continue;
+            };
+            if running.delay > 0 {
+                running.delay -= 1;
+                continue;
+            }
+            let cancelled = running.cancelled;
+            // Now and then it was quicker than its cancellation.
+            if !cancelled || self.world.lock().fault(4) {
+                self.attempt(key);
+            }
+            if cancelled && self.running.contains_key(&key) {
+                self.finish(key, Err(Errno(libc::ECANCELED)));
+            }
+        }
+    }
+
+    /// Ends an operation.
+    fn finish(&mut self, key: u32, result: Result<u32, Errno>) {
+        self.complete(Completion::last(key, result));
+    }
+
+    /// Lines a completion up: behind what came before of the same lane, else anywhere.
+    fn complete(&mut self, completion: Completion) {
+        let key = completion.key;
+        let Some(running) = self.running.get(&key) else {
+            return;
+        };
+        let slot = running.at.slot;
+        if !completion.more {
+            self.loads.end(key);
+            self.running.remove(&key);
+        }
+        let first = self.done.iter().rposition(|(of, _)| *of == slot);
+        let first = first.map_or(0, |last| last + 1);
+        let place = first + self.world.lock().below(self.done.len() - first + 1);
+        self.done.insert(place, (slot, completion));
+    }
+
+    /// Hands out some of what is complete. Returns whether that was anything.
+    fn hand_out(&mut self, sink: &mut impl Sink) -> bool {
+        let few = self.world.lock().fault(3);
+        let mut left = if few { 1 } else { usize::MAX };
+        let mut any = false;
+        while left > 0
+            && sink.wants_more()
+            && let Some((_, completion)) = self.done.pop_front()
+        {
+            sink.complete(completion);
+            left -= 1;
+            any = true;
+        }
+        any
+    }
+
+    /// Lets time pass until something is complete.
+    fn sleep(&mut self, until: Until, sink: &mut impl Sink) -> Result<(), Errno> {
+        for _ in 0..STEPS_MAX {
+            {
+                let mut state = self.world.lock();
+                let next = state.tick();
+                if let Until::Time(at) = until
+                    && next >= at
+                {
+                    state.advance(at);
+                    return Ok(());
+                }
+                state.advance(next);
+            }
+            self.step();
+            if self.hand_out(sink) {
+                return Ok(());
+            }
+        }
+        match until {
+            Until::Time(at) => {
+                self.world.lock().advance(at);
+                Ok(())
+            }
+            // Nothing will ever happen: a test that waits for something would hang.
+            _ => Err(Errno(libc::EDEADLK)),
+        }
+    }
+}
+
+impl Backend for Sim {
+    fn attach(
+        &mut self,
+        slot: u32,
+        socket: OwnedFd,
+        _kind: SocketKind,
+    ) -> Result<(), (Errno, OwnedFd)> {
+        let index = slot as usize;
+        let len = self.slots.len().max(index + 1);
+        self.slots.resize_with(len, || None);
+        assert!(self.slots[index].is_none(), "slot {slot} is taken");
+        let end = self.world.lock().enter(&socket);
+        self.slots[index] = Some(Seat { socket, end });
+        Ok(())
+    }
+
+    fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
+        let busy = self.running.values().any(|running| running.at.slot == slot);
+        assert!(!busy, "slot {slot} is detached while something runs on it");
+        let pending = self.done.iter().any(|(of, _)| *of == slot);
+        assert!(
+            !pending,
+            "slot {slot} is detached before its last completion"
+        );
+        let seat = self.slots.get_mut(slot as usize)?.take()?;
+        self.world.lock().leave(&seat.socket, seat.end);
+        Some(seat.socket)
+    }
+
+    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        let seat = self.slots.get(slot as usize)?.as_ref()?;
+        Some(seat.socket.as_fd())
+    }
+
+    fn room(&self) -> usize {
+        let mut state = self.world.lock();
+        if state.fault(4) { state.below(4) } else { 64 }
+    }
+
+    fn loads(&mut self) -> &mut Loads {
+        &mut self.loads
+    }
+
+    fn start(&mut self, at: Place, request: Request) {
+        let keys = match request {
+            Request::Write => vec![at.key],
+            _ => Vec::new(),
+        };
+        self.begin(at, request, keys);
+        self.loads.begin(at.key);
+    }
+
+    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
+        let (lane, key) = (Lane::Write, keys[0]);
+        let at = Place { slot, lane, key };
+        self.begin(at, Request::Write, keys.to_vec());
+        self.loads.begin_batch(keys);
+    }
+
+    fn cancel(&mut self, at: Place, last_try: bool) {
+        if last_try && self.running.contains_key(&at.key) {
+            self.attempt_plainly(at.key);
+        }
+        if let Some(running) = self.running.get_mut(&at.key) {
+            running.cancelled = true;
+            running.delay = self.world.lock().below(DELAY_MAX);
+        }
+    }
+
+    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
+        let end = self.end(slot).ok_or(Errno(libc::EBADF))?;
+        let mut state = self.world.lock();
+        let end = &mut state.ends[end];
+        end.shut |= how != Shutdown::Read;
+        end.ended |= how != Shutdown::Write;
+        Ok(())
+    }
+
+    fn bind(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+        self.counts.waits += 1;
+        if self.world.lock().fault(16) {
+            // A signal.
+            return Ok(!self.done.is_empty());
+        }
+        self.step();
+        if !self.hand_out(sink) && until != Until::Now {
+            self.sleep(until, sink)?;
+        }
+        Ok(!self.done.is_empty())
+    }
+
+    /// Nesting is not simulated.
+    fn readiness(&self) -> BorrowedFd<'_> {
+        self.waker.event()
+    }
+
+    fn arm(&self, _at: Option<Instant>) {}
+
+    fn now(&self) -> Instant {
+        self.world.lock().now()
+    }
+
+    fn waker(&self) -> &Arc<Waker> {
+        &self.waker
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn swap_room_bytes(&mut self) -> usize {
+        let here = self.filling.as_ref().map_or(0, Filling::left);
+        here + self.pool.blocks_available() * self.pool.block_size()
+    }
+
+    fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Sim({} running, {} done)",
+            self.running.len(),
+            self.done.len()
+        )
+    }
+}
