@@ -132,6 +132,22 @@ backends! {
         }
     }
 
+    /// The first is ending, but the one between is not: the last does not wait for that one.
+    fn cancel_around_one_that_stays(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let ops = [0, 1, 2].map(|context| watcher.read(context, conn, None).unwrap());
+        quiet(&mut watcher);
+        assert!(watcher.cancel(ops[0]) && watcher.cancel(ops[2]));
+        let mut ended = collect(&mut watcher, 2);
+        ended.sort_by_key(|res| res.context);
+        for (res, context) in ended.iter().zip([0, 2]) {
+            assert_eq!((res.context, error_kind(res)), (context, Some(ErrorKind::Cancelled)));
+        }
+        peer.write_all(b"for the one").unwrap();
+        let res = next(&mut watcher);
+        assert_eq!((res.context, res.data()), (1, &b"for the one"[..]));
+    }
+
     fn unstarted_read_gives_back_nothing_read(kind: BackendKind) {
         let (mut watcher, conn, _peer) = connected(kind);
         watcher.read("first", conn, vec![7; 10]).unwrap();

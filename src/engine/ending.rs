@@ -90,8 +90,8 @@ impl<C> Engine<C> {
             (false, false) if what == What::Connect => {
                 self.connected(backend, slot, index, Err(Errno::CANCELLED));
             }
-            // The first of its lane is ending, too: it follows at once, in order.
-            (false, false) if self.first_is_ending(slot, lane) => {}
+            // The one before it is ending, too: it follows at once, in order.
+            (false, false) if self.follows_an_ending_one(index) => {}
             (false, false) => {
                 self.leave_waiting(slot, lane, index);
                 self.finish(backend, index, Some(error));
@@ -99,10 +99,11 @@ impl<C> Engine<C> {
         }
     }
 
-    fn first_is_ending(&self, slot: u32, lane: Lane) -> bool {
-        let head = self.conns.get(slot).map(|state| state.lane(lane).head);
-        head.and_then(|head| self.requests.get(head))
-            .is_some_and(|first| first.in_flight && first.end.is_some())
+    /// Whether the request before a queued one is about to end: it runs, or waits likewise.
+    fn follows_an_ending_one(&self, index: u32) -> bool {
+        let prev = self.requests.get(index).map(|pending| pending.prev);
+        prev.and_then(|prev| self.requests.get(prev))
+            .is_some_and(|before| before.end.is_some())
     }
 
     /// Ends every request of a lane with an error.

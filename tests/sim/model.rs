@@ -51,6 +51,8 @@ pub(crate) struct Line {
     got: Vec<u8>,
     /// How much of that was compared.
     checked: usize,
+    /// How connecting it failed.
+    unconnected: Option<ErrorKind>,
     /// The peer sends no more.
     pub(crate) ended: bool,
     pub(crate) reset: bool,
@@ -83,6 +85,7 @@ impl Line {
             written: Vec::new(),
             got: Vec::new(),
             checked: 0,
+            unconnected: None,
             ended: false,
             reset: false,
             freed: false,
@@ -129,6 +132,10 @@ impl Model {
         assert_eq!(res.operation, what.operation(), "{res:?}");
         assert!(asked.op.is_none_or(|op| op == res.op), "{res:?}");
         self.note(res, now, start);
+        if let (Some(error), What::Connect) = (res.error, what) {
+            let line = self.asked[&number].line.unwrap();
+            self.lines[line].unconnected = Some(error.kind());
+        }
         if let Some(error) = res.error {
             self.check_error(res, error.kind(), now);
         }
@@ -158,7 +165,10 @@ impl Model {
 
     fn check_error(&self, res: &OpResult<u64>, kind: ErrorKind, now: Instant) {
         let asked = &self.asked[&res.context];
-        let freed = asked.line.is_some_and(|line| self.lines[line].freed);
+        let line = asked.line.map(|line| &self.lines[line]);
+        let freed = line.is_some_and(|line| line.freed);
+        // What waited for the connection ends as it did.
+        let unconnected = line.is_some_and(|line| line.unconnected == Some(kind));
         let allowed = match kind {
             ErrorKind::Deadline => asked.deadline.is_some_and(|at| now >= at),
             ErrorKind::Cancelled => asked.cancelled,
@@ -169,7 +179,7 @@ impl Model {
             _ => false,
         };
         assert!(
-            allowed,
+            allowed || unconnected,
             "an error that nothing explains: {res:?} for {asked:?}"
         );
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
-use io_uring::{CompletionQueue, IoUring, Submitter, SubmissionQueue, cqueue, squeue};
+use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, squeue};
 
 use crate::Fallible;
 
@@ -122,7 +122,10 @@ impl Buffers {
         let entries: *mut BufRingEntry = page.0.as_mut_ptr().cast();
         let register = |at: u64| {
             // SAFETY: the page has room for the entries, is aligned, and is never freed.
-            unsafe { ring.submitter.register_buf_ring_with_flags(at, BUFFERS, 0, INCREMENTAL) }
+            unsafe {
+                ring.submitter
+                    .register_buf_ring_with_flags(at, BUFFERS, 0, INCREMENTAL)
+            }
         };
         register(entries as u64)?;
         let state = |_| State {

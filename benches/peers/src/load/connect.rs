@@ -1,11 +1,11 @@
 //! The clients' sockets.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
+use crate::Fallible;
 use crate::net::tune;
 
 /// One address has ports for some more than that.
@@ -13,16 +13,16 @@ const PER_ADDRESS: usize = 16_000;
 
 /// So many connected sockets. Beyond what the ports of one address allow, they come from others of
 /// the loopback network.
-pub fn connect(to: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
+pub fn connect(to: SocketAddr, count: usize) -> Fallible<Vec<TcpStream>> {
     (0..count).map(|index| connect_one(to, index)).collect()
 }
 
 /// Connections that do nothing.
-pub fn idle(to: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
+pub fn idle(to: SocketAddr, count: usize) -> Fallible<Vec<TcpStream>> {
     connect(to, count)
 }
 
-fn connect_one(to: SocketAddr, index: usize) -> io::Result<TcpStream> {
+fn connect_one(to: SocketAddr, index: usize) -> Fallible<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     tune(&socket)?;
     // A reset at the end: no port stays taken.

@@ -59,7 +59,8 @@ impl Ring {
     fn receive(&mut self, index: usize) {
         let fd = Fd(self.connections[index].socket.as_raw_fd());
         let entry = opcode::RecvMulti::new(fd, 0).build();
-        self.ring.push(&entry.user_data((index as u64) << 1 | RECEIVE));
+        self.ring
+            .push(&entry.user_data((index as u64) << 1 | RECEIVE));
     }
 
     fn send(&mut self, clients: &mut Clients, index: usize) {
@@ -86,7 +87,12 @@ impl Ring {
         self.ring.push(&entry.user_data((index as u64) << 1 | SEND));
     }
 
-    fn received(&mut self, clients: &mut Clients, index: usize, entry: &cqueue::Entry) -> Fallible<()> {
+    fn received(
+        &mut self,
+        clients: &mut Clients,
+        index: usize,
+        entry: &cqueue::Entry,
+    ) -> Fallible<()> {
         match u32::try_from(entry.result()) {
             Ok(0) => return Err("the server closed a connection".into()),
             Ok(len) => {

@@ -259,7 +259,8 @@ impl Server {
             self.send(fd, chunk);
         } else if connection.ended {
             connection.ended = false;
-            self.ring.push(&opcode::Close::new(Fd(fd)).build().user_data(CLOSE));
+            self.ring
+                .push(&opcode::Close::new(Fd(fd)).build().user_data(CLOSE));
         }
     }
 }

@@ -11,63 +11,74 @@ mod tokio;
 
 use std::net::TcpListener;
 
+use gaio::BackendKind::{Epoll, IoUring};
+
 use crate::Fallible;
 
 /// Bytes that one read can take.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// How a server waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Uring,
+    Epoll,
+}
+
 /// A server's name, and what runs it.
 pub struct Server {
     pub name: &'static str,
+    pub kind: Kind,
+    /// Written by hand, for the others to be compared with.
+    pub floor: bool,
     pub run: fn(TcpListener) -> Fallible<()>,
 }
 
-/// All of them. The first ones set the limit that the others are compared with.
+const fn floor(name: &'static str, kind: Kind, run: fn(TcpListener) -> Fallible<()>) -> Server {
+    let floor = true;
+    Server {
+        name,
+        kind,
+        floor,
+        run,
+    }
+}
+
+const fn peer(name: &'static str, kind: Kind, run: fn(TcpListener) -> Fallible<()>) -> Server {
+    let floor = false;
+    Server {
+        name,
+        kind,
+        floor,
+        run,
+    }
+}
+
+/// All of them.
 pub const ALL: &[Server] = &[
-    Server {
-        name: "floor-uring-once",
-        run: |listener| floor_uring::run(listener, false),
-    },
-    Server {
-        name: "floor-uring-stream",
-        run: |listener| floor_uring::run(listener, true),
-    },
-    Server {
-        name: "floor-epoll",
-        run: floor_epoll::run,
-    },
-    Server {
-        name: "gaio-uring-once",
-        run: |listener| ours::run(listener, gaio::BackendKind::IoUring, false),
-    },
-    Server {
-        name: "gaio-uring-stream",
-        run: |listener| ours::run(listener, gaio::BackendKind::IoUring, true),
-    },
-    Server {
-        name: "gaio-epoll-once",
-        run: |listener| ours::run(listener, gaio::BackendKind::Epoll, false),
-    },
-    Server {
-        name: "gaio-epoll-stream",
-        run: |listener| ours::run(listener, gaio::BackendKind::Epoll, true),
-    },
-    Server {
-        name: "mio",
-        run: mio::run,
-    },
-    Server {
-        name: "tokio",
-        run: tokio::run,
-    },
-    Server {
-        name: "monoio",
-        run: monoio::run,
-    },
-    Server {
-        name: "compio",
-        run: compio::run,
-    },
+    floor("floor-uring-once", Kind::Uring, |listener| {
+        floor_uring::run(listener, false)
+    }),
+    floor("floor-uring-stream", Kind::Uring, |listener| {
+        floor_uring::run(listener, true)
+    }),
+    floor("floor-epoll", Kind::Epoll, floor_epoll::run),
+    peer("gaio-uring-once", Kind::Uring, |listener| {
+        ours::run(listener, IoUring, false)
+    }),
+    peer("gaio-uring-stream", Kind::Uring, |listener| {
+        ours::run(listener, IoUring, true)
+    }),
+    peer("gaio-epoll-once", Kind::Epoll, |listener| {
+        ours::run(listener, Epoll, false)
+    }),
+    peer("gaio-epoll-stream", Kind::Epoll, |listener| {
+        ours::run(listener, Epoll, true)
+    }),
+    peer("mio", Kind::Epoll, mio::run),
+    peer("tokio", Kind::Epoll, tokio::run),
+    peer("monoio", Kind::Uring, monoio::run),
+    peer("compio", Kind::Uring, compio::run),
 ];
 
 /// The server of that name.
