@@ -1,18 +1,33 @@
 //! Decides which backends a target can have. Everything else asks for the names set here
-//! (`gaio_uring`, `gaio_epoll`), never for an operating system.
+//! (`gaio_uring`, `gaio_epoll`, `gaio_kqueue`), never for an operating system.
+//!
+//! A fourth name comes from outside: `RUSTFLAGS="--cfg gaio_kqueue_model"` gives Linux the kqueue
+//! backend over a model of kqueue, for the tests and for nobody else.
+
+use std::env::{var, var_os};
+
+const BACKENDS: [&str; 3] = ["gaio_uring", "gaio_epoll", "gaio_kqueue"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
-    let backends: &[&str] = match os.as_str() {
-        "linux" => &["gaio_uring", "gaio_epoll"],
-        "android" => &["gaio_epoll"],
-        _ => &[],
-    };
-    for name in ["gaio_uring", "gaio_epoll"] {
+    for name in BACKENDS.iter().chain(&["gaio_kqueue_model"]) {
         println!("cargo::rustc-check-cfg=cfg({name})");
     }
-    for name in backends {
+    for name in backends() {
         println!("cargo::rustc-cfg={name}");
+    }
+}
+
+fn backends() -> Vec<&'static str> {
+    let target = |what| var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
+    // An event carries 64 bits of ours in a pointer.
+    let wide = target("POINTER_WIDTH") == "64";
+    match target("OS").as_str() {
+        "linux" if var_os("CARGO_CFG_GAIO_KQUEUE_MODEL").is_some() => BACKENDS.to_vec(),
+        "linux" => vec!["gaio_uring", "gaio_epoll"],
+        "android" => vec!["gaio_epoll"],
+        "freebsd" | "netbsd" | "openbsd" | "dragonfly" if wide => vec!["gaio_kqueue"],
+        _ if target("VENDOR") == "apple" && wide => vec!["gaio_kqueue"],
+        _ => vec![],
     }
 }

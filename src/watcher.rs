@@ -539,12 +539,13 @@ impl<C> Watcher<C> {
     /// Binds the calling thread to one CPU: call it on the thread that will wait.
     ///
     /// # Errors
-    /// `Os` with `EINVAL` if this process has no such CPU; `WrongThread`.
+    /// `Os` with `EINVAL` if this process has no such CPU; `Unsupported` where the system cannot bind
+    /// a thread (macOS, OpenBSD); `WrongThread`.
     pub fn pin(&mut self, cpu: usize) -> Result<()> {
         if self.is_elsewhere() {
             return Err(Error::new(Doing::Pin, ErrorKind::WrongThread));
         }
-        pin_thread(cpu).map_err(|errno| Error::os(Doing::Pin, errno))
+        pin_thread(cpu)
     }
 
     /// What this watcher has done so far.

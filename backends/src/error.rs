@@ -172,6 +172,7 @@ impl Doing {
                 "this build or machine does not have the backend: use Choice::Auto, or unset \
                  GAIO_BACKEND"
             }
+            Doing::Pin => "this system cannot bind a thread to a CPU: go on without",
             Doing::Connect => "this socket cannot be connected: hand in an unused stream socket",
             _ => "not possible here",
         }

@@ -7,11 +7,11 @@
 //! # Adding a backend
 //!
 //! Implement [`Backend`] in a folder of its own, name its cfg in the workspace's `build.rs`, and
-//! add a line in [`select`]. A system with a readiness poller (`kqueue(2)`, say) needs less: the
+//! add a line in [`select`]. A system with a readiness poller (an event port, say) needs less: the
 //! `Poller` trait of the [`emulated`] backend, one file.
 
-#[cfg(not(any(gaio_uring, gaio_epoll)))]
-compile_error!("gaio has no backend for this target yet");
+#[cfg(not(any(gaio_uring, gaio_epoll, gaio_kqueue)))]
+compile_error!("gaio has no backend for this target: it wants Linux, or a 64-bit BSD or macOS");
 
 mod address;
 mod batch;
@@ -19,6 +19,7 @@ pub mod buffer;
 pub mod emulated;
 mod error;
 pub mod loads;
+#[cfg(gaio_epoll)]
 mod nest;
 pub mod select;
 #[cfg(feature = "sim")]
@@ -46,7 +47,7 @@ pub use sink::Sink;
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
-pub use wake::Waker;
+pub use wake::{Bell, Waker};
 
 /// The contract between the watcher, which knows the user, and a backend, which knows the kernel.
 ///
@@ -301,7 +302,7 @@ pub enum Until {
 /// System calls that a backend made, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Calls that wait: `io_uring_enter(2)`, `epoll_wait(2)`.
+    /// Calls that wait: `io_uring_enter(2)`, `epoll_wait(2)`, `kevent(2)`.
     pub waits: u64,
     /// Calls that read, where reading is not done by the ring.
     pub reads: u64,

@@ -1,17 +1,37 @@
-//! Thin wrappers around system calls: arguments in, `Errno` out, nothing decided here.
+//! Thin wrappers around system calls: arguments in, `Errno` out, nothing decided here. What all
+//! systems have is in this file, what only some have in `linux.rs` and `kqueue.rs`, what each has
+//! in its own way in `cpu.rs` and `sigpipe.rs`.
+
+mod cpu;
+#[cfg(gaio_kqueue)]
+pub(crate) mod kqueue;
+#[cfg(gaio_kqueue_model)]
+mod kqueue_model;
+#[cfg(gaio_epoll)]
+mod linux;
+mod sigpipe;
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+#[cfg(gaio_uring)]
+use std::time::Instant;
 
 use socket2::{SockAddr, SockRef, Socket, Type};
 
+#[cfg(gaio_uring)]
+use crate::Until;
 use crate::address::Address;
 use crate::batch::Batch;
 use crate::error::Errno;
-use crate::{Interest, SocketKind, Until};
+use crate::{Interest, SocketKind};
+
+pub use cpu::pin_thread;
+#[cfg(gaio_epoll)]
+pub(crate) use linux::*;
+pub(crate) use sigpipe::silence;
+use sigpipe::{SEND_FLAG, without_sigpipe};
 
 /// The most bytes one call transfers: the kernel's own limit is a page under 2 GiB.
 pub(crate) const TRANSFER_MAX: usize = 1 << 30;
@@ -82,7 +102,7 @@ pub(crate) fn read_into(fd: RawFd, bytes: &mut [u8]) -> Result<usize, Errno> {
 /// `send(2)` that does not block and raises no signal.
 #[inline]
 pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let flags = libc::MSG_DONTWAIT | SEND_FLAG;
     let len = bytes.len().min(TRANSFER_MAX);
     // SAFETY: `bytes` is valid for reads of `len` bytes.
     uninterrupted(|| check_len(unsafe { libc::send(fd, bytes.as_ptr().cast(), len, flags) }))
@@ -90,7 +110,7 @@ pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
 
 /// `sendmsg(2)` that does not block and raises no signal.
 pub(crate) fn send_batch(fd: RawFd, batch: &mut Batch) -> Result<usize, Errno> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let flags = libc::MSG_DONTWAIT | SEND_FLAG;
     // SAFETY: `batch` owns the header and the vectors, and what these name stays in the table of
     // loads until it is drained.
     uninterrupted(|| check_len(unsafe { libc::sendmsg(fd, batch.header(), flags) }))
@@ -115,32 +135,8 @@ pub(crate) fn write_batch(fd: RawFd, batch: &Batch) -> Result<usize, Errno> {
     })
 }
 
-/// Runs a write to a pipe with `SIGPIPE` blocked, and takes back the signal if the write raised
-/// it: there is no `MSG_NOSIGNAL` for pipes.
-fn without_sigpipe(write: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno> {
-    let mut pipe = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut pending = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the sets are initialised by the calls that take them as output before they are
-    // read; masking and unmasking touch this thread alone.
-    unsafe {
-        libc::sigemptyset(pipe.as_mut_ptr());
-        libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
-        libc::sigemptyset(pending.as_mut_ptr());
-        libc::sigpending(pending.as_mut_ptr());
-        let was_pending = libc::sigismember(pending.as_ptr(), libc::SIGPIPE) == 1;
-        libc::pthread_sigmask(libc::SIG_BLOCK, pipe.as_ptr(), before.as_mut_ptr());
-        let result = uninterrupted(write);
-        if result == Err(Errno(libc::EPIPE)) && !was_pending {
-            let now = timespec(Duration::ZERO);
-            libc::sigtimedwait(pipe.as_ptr(), std::ptr::null_mut(), &raw const now);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
-        result
-    }
-}
-
-/// `accept4(2)`: close-on-exec; the listener must be in non-blocking mode.
+/// `accept4(2)`: close-on-exec and in blocking mode; the listener must be in non-blocking mode.
+#[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(fd: RawFd) -> Result<OwnedFd, Errno> {
     let null = std::ptr::null_mut();
     // SAFETY: no address is asked for.
@@ -148,6 +144,26 @@ pub(crate) fn accept(fd: RawFd) -> Result<OwnedFd, Errno> {
         check(unsafe { libc::accept4(fd, null, std::ptr::null_mut(), libc::SOCK_CLOEXEC) })?;
     // SAFETY: the call just made this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(accepted) })
+}
+
+/// The same where `accept(2)` takes no flags, and the socket inherits the listener's mode.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn accept(fd: RawFd) -> Result<OwnedFd, Errno> {
+    let null = std::ptr::null_mut();
+    // SAFETY: no address is asked for.
+    let accepted = check(unsafe { libc::accept(fd, null, std::ptr::null_mut()) })?;
+    // SAFETY: the call just made this descriptor.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    close_on_exec(accepted.as_raw_fd())?;
+    set_nonblocking(std::os::fd::AsFd::as_fd(&accepted), false)?;
+    Ok(accepted)
+}
+
+/// For descriptors that no call makes so from the start.
+#[cfg(gaio_kqueue)]
+pub(crate) fn close_on_exec(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: the call takes numbers and touches no memory of ours.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
 /// A stream socket that can be connected to `to`.
@@ -246,7 +262,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, until: Until) -> Result<(), Errn
 /// The events of `poll(2)` that mean ready.
 pub(crate) fn poll_events(interest: Interest) -> libc::c_short {
     match interest {
-        Interest::Readable => libc::POLLIN | libc::POLLRDHUP,
+        Interest::Readable => libc::POLLIN,
         Interest::Writable => libc::POLLOUT,
     }
 }
@@ -276,7 +292,10 @@ pub fn classify(fd: BorrowedFd<'_>) -> Result<Option<SocketKind>, Errno> {
 
 /// Whether the kernel can wait for this descriptor: `epoll_ctl(2)` says `EPERM` for regular
 /// files, directories and the like.
+#[cfg(not(gaio_kqueue))]
 fn can_wait(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    use std::os::fd::AsFd;
+
     let scratch = epoll_create()?;
     match epoll_add(scratch.as_fd(), fd, 0, 0) {
         Ok(()) => Ok(true),
@@ -285,176 +304,19 @@ fn can_wait(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     }
 }
 
-/// A close-on-exec epoll instance.
-pub(crate) fn epoll_create() -> Result<OwnedFd, Errno> {
-    // SAFETY: no memory is passed.
-    let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-    // SAFETY: the call just made this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Registers `fd` with an epoll instance.
-pub(crate) fn epoll_add(
-    epoll: BorrowedFd<'_>,
-    fd: BorrowedFd<'_>,
-    events: libc::c_int,
-    token: u64,
-) -> Result<(), Errno> {
-    let mut event = libc::epoll_event {
-        events: events as u32,
-        u64: token,
-    };
-    // SAFETY: `event` is borrowed for the call.
-    check(unsafe {
-        libc::epoll_ctl(
-            epoll.as_raw_fd(),
-            libc::EPOLL_CTL_ADD,
-            fd.as_raw_fd(),
-            &raw mut event,
-        )
-    })
-    .map(drop)
-}
-
-/// Removes `fd` from an epoll instance.
-pub(crate) fn epoll_del(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    // SAFETY: removal takes no event.
-    check(unsafe {
-        libc::epoll_ctl(
-            epoll.as_raw_fd(),
-            libc::EPOLL_CTL_DEL,
-            fd.as_raw_fd(),
-            std::ptr::null_mut(),
-        )
-    })
-    .map(drop)
-}
-
-/// `epoll_wait(2)`: fills `events` up to its capacity. A timeout of -1 is none.
-pub(crate) fn epoll_wait(
-    epoll: BorrowedFd<'_>,
-    events: &mut Vec<libc::epoll_event>,
-    timeout_ms: libc::c_int,
-) -> Result<(), Errno> {
-    events.clear();
-    let room = libc::c_int::try_from(events.capacity()).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the vector owns memory for `room` events, borrowed for the call.
-    let collected = check(unsafe {
-        libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, timeout_ms)
-    })?;
-    // SAFETY: the call initialised that many events, which is not negative and at most `room`.
-    unsafe { events.set_len(collected as usize) };
-    Ok(())
-}
-
-/// `epoll_pwait2(2)`: the same with a timeout in nanoseconds. By its number, because the C library
-/// may be older than the kernel.
-pub(crate) fn epoll_wait_precise(
-    epoll: BorrowedFd<'_>,
-    events: &mut Vec<libc::epoll_event>,
-    timeout: Duration,
-) -> Result<(), Errno> {
-    /// The kernel's own layout, the same on all architectures.
-    #[repr(C)]
-    struct Timespec {
-        seconds: i64,
-        nanoseconds: i64,
-    }
-    let timeout = Timespec {
-        seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        nanoseconds: i64::from(timeout.subsec_nanos()),
-    };
-    events.clear();
-    let room = libc::c_int::try_from(events.capacity()).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the vector owns memory for `room` events; it and the timeout are borrowed for the
-    // call. There is no signal mask.
-    let collected = unsafe {
-        libc::syscall(
-            libc::SYS_epoll_pwait2,
-            epoll.as_raw_fd(),
-            events.as_mut_ptr(),
-            room,
-            &raw const timeout,
-            std::ptr::null::<libc::sigset_t>(),
-            0usize,
-        )
-    };
-    if collected < 0 {
-        return Err(Errno::last());
-    }
-    // SAFETY: the call initialised that many events, which is at most `room`.
-    unsafe { events.set_len(collected as usize) };
-    Ok(())
-}
-
-/// A close-on-exec `eventfd(2)` in blocking mode: nobody but a ring reads it while it is zero.
-pub(crate) fn eventfd() -> Result<OwnedFd, Errno> {
-    // SAFETY: no memory is passed.
-    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) })?;
-    // SAFETY: the call just made this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Adds one to an eventfd.
-pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
-    let one = 1u64.to_ne_bytes();
-    // A failure means that the count is at its maximum: then it is readable, which is the point.
-    // SAFETY: eight bytes, borrowed for the call.
-    unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-}
-
-/// Takes an eventfd back to zero, without blocking if it is. Returns how many calls that took.
-pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> u64 {
-    if is_ready(fd.as_raw_fd(), Interest::Readable) != Ok(true) {
-        return 1;
-    }
-    let mut count = [0u8; 8];
-    // SAFETY: eight bytes, borrowed for the call. It is readable, and has this one reader.
-    unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    2
-}
-
-/// A close-on-exec `timerfd(2)` on the monotonic clock.
-pub(crate) fn timerfd() -> Result<OwnedFd, Errno> {
-    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
-    // SAFETY: no memory is passed.
-    let fd = check(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) })?;
-    // SAFETY: the call just made this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Makes a timerfd readable at `at`, or never.
-pub(crate) fn arm_timerfd(fd: BorrowedFd<'_>, at: Option<Instant>) {
-    let left = at.map_or(Duration::ZERO, |at| {
-        // Zero would disarm it.
-        at.saturating_duration_since(Instant::now())
-            .max(Duration::from_nanos(1))
-    });
-    let spec = libc::itimerspec {
-        it_interval: timespec(Duration::ZERO),
-        it_value: timespec(left),
-    };
-    // It fails only for a value out of range, which this is not.
-    // SAFETY: the specification is borrowed for the call.
-    unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
-}
-
-/// Binds the calling thread to one CPU.
-///
-/// # Errors
-/// `EINVAL` if there is no such CPU, or this process may not use it.
-pub fn pin_thread(cpu: usize) -> Result<(), Errno> {
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return Err(Errno(libc::EINVAL));
-    }
-    // SAFETY: a set of zeros is valid and empty; `cpu` is within it; the set is borrowed for the
-    // call.
-    check(unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
-    })
-    .map(drop)
+/// Whether the kernel can wait for this descriptor. `kevent(2)` takes files, too, but says that
+/// they are readable up to their end, which is not what a read does.
+#[cfg(gaio_kqueue)]
+fn can_wait(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // SAFETY: for this structure of numbers, zeros are valid.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` is borrowed for the call.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut status) })?;
+    let is_file = matches!(
+        status.st_mode & libc::S_IFMT,
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK | libc::S_IFBLK
+    );
+    Ok(!is_file && kqueue::can_watch(fd)?)
 }
 
 impl From<Errno> for io::Error {

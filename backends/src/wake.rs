@@ -1,30 +1,49 @@
 //! Waking a watcher that sleeps in its kernel call, from any thread, and for nothing when it
 //! does not sleep: the flag decides who pays for a system call.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
+#[cfg(gaio_epoll)]
 use crate::error::Errno;
+#[cfg(gaio_epoll)]
 use crate::sys;
+
+/// What a system has to end the sleep of another thread.
+pub trait Bell: fmt::Debug + Send + Sync {
+    /// Ends the sleep, present or next. A second ring before the owner woke up may be lost.
+    fn ring(&self);
+
+    /// What becomes readable.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+}
 
 /// The wake-up of one watcher. A wake sticks: one that comes before the sleep ends the sleep.
 #[derive(Debug)]
 pub struct Waker {
     asleep: AtomicBool,
-    event: OwnedFd,
+    bell: Arc<dyn Bell>,
     sent: AtomicU64,
     elided: AtomicU64,
 }
 
 impl Waker {
     /// A waker with an `eventfd(2)` behind it.
+    #[cfg(gaio_epoll)]
     pub fn new() -> Result<Self, Errno> {
-        Ok(Waker {
+        Ok(Waker::with(Arc::new(sys::EventBell::new()?)))
+    }
+
+    /// A waker that rings this bell.
+    pub(crate) fn with(bell: Arc<dyn Bell>) -> Self {
+        Waker {
             asleep: AtomicBool::new(false),
-            event: sys::eventfd()?,
+            bell,
             sent: AtomicU64::new(0),
             elided: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Ends the owner's sleep, present or about to begin. What was published before this call
@@ -35,7 +54,7 @@ impl Waker {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.sent.fetch_add(1, Ordering::Relaxed);
-            sys::signal_event(self.event.as_fd());
+            self.bell.ring();
         } else {
             self.elided.fetch_add(1, Ordering::Relaxed);
         }
@@ -55,7 +74,7 @@ impl Waker {
 
     /// The descriptor that becomes readable when a wake-up is sent.
     pub fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.bell.descriptor()
     }
 
     /// Wake-ups sent and elided so far.

@@ -1,7 +1,9 @@
 //! The poller of Linux: `epoll(7)`, edge-triggered.
 
+use std::cell::Cell;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use libc::{
@@ -12,7 +14,9 @@ use super::poller::{Poller, Readiness, Watch};
 use crate::Until;
 use crate::error::Errno;
 use crate::error::Refusal;
+use crate::nest::NestTimer;
 use crate::sys;
+use crate::wake::Bell;
 
 /// Events collected in one call: 12 KiB of memory.
 const EVENTS_MAX: usize = 1024;
@@ -23,9 +27,14 @@ pub struct Epoll {
     events: Vec<epoll_event>,
     /// Whether the kernel is known to lack `epoll_pwait2(2)`, which came with 5.11.
     pub(super) milliseconds_only: bool,
+    timer: NestTimer,
+    /// Whether the timer is watched.
+    timed: Cell<bool>,
 }
 
 impl Poller for Epoll {
+    const NEEDS_NONBLOCKING: bool = false;
+
     fn new() -> Result<Self, Refusal> {
         let instance = sys::epoll_create().map_err(|errno| Refusal {
             step: "epoll_create1",
@@ -36,6 +45,8 @@ impl Poller for Epoll {
             instance,
             events: Vec::with_capacity(EVENTS_MAX),
             milliseconds_only: false,
+            timer: NestTimer::default(),
+            timed: Cell::new(false),
         })
     }
 
@@ -50,6 +61,21 @@ impl Poller for Epoll {
     fn remove(&self, fd: BorrowedFd<'_>) {
         // It fails only for what is not registered.
         let _ = sys::epoll_del(self.instance.as_fd(), fd);
+    }
+
+    fn bell(&mut self, token: u64) -> Result<Arc<dyn Bell>, Errno> {
+        let bell = sys::EventBell::new()?;
+        self.add(bell.descriptor(), token, Watch::Incoming)?;
+        Ok(Arc::new(bell))
+    }
+
+    fn alarm(&self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
+        if !self.timed.get() {
+            self.add(self.timer.descriptor()?, token, Watch::Incoming)?;
+            self.timed.set(true);
+        }
+        self.timer.arm(at);
+        Ok(())
     }
 
     fn wait(

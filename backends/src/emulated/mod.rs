@@ -1,7 +1,7 @@
 //! The emulated backend: a proactor over a system's readiness poller. It does the reads and
 //! writes itself, when the poller has said that they will not block.
 //!
-//! - `poller.rs` is the trait that a system implements, `epoll.rs` does so;
+//! - `poller.rs` is the trait that a system implements, `epoll.rs` and `kqueue.rs` do so;
 //! - `engine.rs` decides what runs when, `attempt.rs` runs it;
 //! - `slot.rs` is the table of sockets, `cursor.rs` the memory of swap reads, `retries.rs` what
 //!   waits for time to pass.
@@ -14,6 +14,8 @@ mod cursor;
 mod engine;
 #[cfg(gaio_epoll)]
 pub mod epoll;
+#[cfg(gaio_kqueue)]
+pub mod kqueue;
 pub mod poller;
 mod retries;
 mod slot;
@@ -32,7 +34,6 @@ use self::poller::{Poller, Watch};
 use self::slot::Flags;
 use crate::error::Errno;
 use crate::error::Refusal;
-use crate::nest::NestTimer;
 use crate::{
     Backend, Counting, Counts, Loads, Options, Place, Pool, Request, Sink, SocketKind, Until,
     Waker, sys,
@@ -50,7 +51,6 @@ pub struct Emulated<P> {
     engine: Engine,
     poller: P,
     waker: Arc<Waker>,
-    nest: NestTimer,
     /// Somebody else waits for the poller's descriptor.
     nested: Cell<bool>,
     /// The last turn had enough to do and did not ask for events.
@@ -70,17 +70,14 @@ impl<P: Poller> Emulated<P> {
                 advice: "raise the limit of open descriptors (ulimit -n)",
             }
         };
-        let poller = P::new()?;
-        let waker = Arc::new(Waker::new().map_err(refused("eventfd"))?);
-        poller
-            .add(waker.event(), WAKER, Watch::Incoming)
-            .map_err(refused("watching the wake-up"))?;
+        let mut poller = P::new()?;
+        let bell = poller.bell(WAKER).map_err(refused("the wake-up"))?;
+        let waker = Arc::new(Waker::with(bell));
         let pool = options.pool(&waker);
         Ok(Emulated {
             engine: Engine::new(pool),
             poller,
             waker,
-            nest: NestTimer::default(),
             nested: Cell::new(false),
             skipped: false,
         })
@@ -119,7 +116,7 @@ impl<P: Poller> Backend for Emulated<P> {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)> {
-        let flags = match prepare(socket.as_fd(), kind) {
+        let flags = match prepare(socket.as_fd(), kind, P::NEEDS_NONBLOCKING) {
             Ok(flags) => flags,
             Err(errno) => return Err((errno, socket)),
         };
@@ -206,19 +203,19 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
-        if !self.nested.get()
-            && let Ok(timer) = self.nest.descriptor()
-        {
+        if !self.nested.get() {
             // If this fails there is no alarm, and the next call tries again.
-            let added = self.poller.add(timer, TIMER, Watch::Incoming);
-            self.nested.set(added.is_ok());
+            self.nested.set(self.poller.alarm(TIMER, None).is_ok());
         }
         self.poller.descriptor()
     }
 
     fn arm(&self, at: Option<Instant>) {
-        let retry = self.engine.retries.next();
-        self.nest.arm(at.into_iter().chain(retry).min());
+        if self.nested.get() {
+            let retry = self.engine.retries.next();
+            // It was set up before; setting it again takes nothing that could be refused.
+            let _ = self.poller.alarm(TIMER, at.into_iter().chain(retry).min());
+        }
     }
 
     fn waker(&self) -> &Arc<Waker> {
@@ -238,17 +235,20 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 }
 
-/// Readies a descriptor for calls that must not block; returns what is known of it.
-fn prepare(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<Flags, Errno> {
+/// Readies a descriptor for calls that must not block and raise no signal; returns what is known
+/// of it.
+fn prepare(fd: BorrowedFd<'_>, kind: SocketKind, nonblocking: bool) -> Result<Flags, Errno> {
+    sys::silence(fd, kind)?;
     let mut flags = match kind {
         // A fresh connection nearly always takes a first write. A read from a Unix socket ends
         // where descriptors were passed along: being short, it does not prove that nothing is left.
-        SocketKind::Stream if sys::is_unix(fd)? => return Ok(Flags::WRITABLE | Flags::DOUBT),
-        SocketKind::Stream => return Ok(Flags::WRITABLE),
+        SocketKind::Stream if sys::is_unix(fd)? => Flags::WRITABLE | Flags::DOUBT,
+        SocketKind::Stream => Flags::WRITABLE,
         SocketKind::Listener => Flags::default(),
         SocketKind::Other => Flags::WRITABLE | Flags::FILE | Flags::DOUBT,
     };
-    if !sys::set_nonblocking(fd, true)? {
+    let flagged = kind == SocketKind::Stream && !nonblocking;
+    if !flagged && !sys::set_nonblocking(fd, true)? {
         flags.set(Flags::WAS_BLOCKING);
     }
     Ok(flags)

@@ -2,10 +2,13 @@
 //! implements this; everything else of the backend is the same everywhere.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Instant;
 
 use crate::Until;
 use crate::error::Errno;
 use crate::error::Refusal;
+use crate::wake::Bell;
 
 /// An edge-triggered readiness poller.
 ///
@@ -14,6 +17,10 @@ use crate::error::Refusal;
 /// must report a state that holds at the registration, too, and one event too many is harmless,
 /// while one too few is a connection that hangs.
 pub trait Poller: Sized {
+    /// Whether sockets have to be in non-blocking mode, because the flag that says so to a single
+    /// call is not to be trusted on this system.
+    const NEEDS_NONBLOCKING: bool;
+
     /// A poller that watches nothing.
     ///
     /// # Errors
@@ -29,6 +36,18 @@ pub trait Poller: Sized {
     /// Forgets a descriptor, whatever duplicates of it there may be. Events that were not
     /// collected yet are gone, too.
     fn remove(&self, fd: BorrowedFd<'_>);
+
+    /// A bell that ends the sleep; its events carry `token`. Comes once.
+    ///
+    /// # Errors
+    /// The system's refusal, such as `EMFILE`.
+    fn bell(&mut self, token: u64) -> Result<Arc<dyn Bell>, Errno>;
+
+    /// Makes an event that carries `token`, once, at this time, in place of the last one asked for.
+    ///
+    /// # Errors
+    /// The system's refusal, such as `EMFILE`.
+    fn alarm(&self, token: u64, at: Option<Instant>) -> Result<(), Errno>;
 
     /// Sleeps until there are events, never ends early but for them or a signal, and reports
     /// them. Returns how many there were.

@@ -1,0 +1,110 @@
+//! Writing to what nobody reads must be an error, not a signal. Sockets have a flag for that
+//! (Apple's: an option), some systems have one for pipes, too; elsewhere the signal is blocked
+//! while the pipe is written, and taken back.
+
+use std::os::fd::BorrowedFd;
+
+use crate::SocketKind;
+use crate::error::Errno;
+
+/// The flag of `send(2)` that asks for no signal.
+#[cfg(not(target_vendor = "apple"))]
+pub(super) const SEND_FLAG: libc::c_int = libc::MSG_NOSIGNAL;
+/// Apple's systems know the flag since lately only; [`silence`] is for all of them.
+#[cfg(target_vendor = "apple")]
+pub(super) const SEND_FLAG: libc::c_int = 0;
+
+/// Tells a descriptor to raise no signal, where the calls that write cannot.
+#[allow(unused_variables)] // Most systems have nothing to tell.
+pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<(), Errno> {
+    #[cfg(target_vendor = "apple")]
+    if kind == SocketKind::Stream {
+        return Ok(socket2::SockRef::from(&fd).set_nosigpipe(true)?);
+    }
+    #[cfg(any(target_vendor = "apple", target_os = "netbsd"))]
+    if kind == SocketKind::Other {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the call takes numbers and touches no memory of ours.
+        let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETNOSIGPIPE, 1) };
+        return super::check(done).map(drop);
+    }
+    Ok(())
+}
+
+pub(super) use self::pipe::without_sigpipe;
+
+/// The descriptor was told, by [`silence`].
+#[cfg(any(target_vendor = "apple", target_os = "netbsd"))]
+mod pipe {
+    use crate::error::Errno;
+    use crate::sys::uninterrupted;
+
+    pub(crate) fn without_sigpipe(
+        write: impl FnMut() -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        uninterrupted(write)
+    }
+}
+
+#[cfg(not(any(target_vendor = "apple", target_os = "netbsd")))]
+mod pipe {
+    use std::mem::MaybeUninit;
+
+    use crate::error::Errno;
+    use crate::sys::uninterrupted;
+
+    /// Runs a write to a pipe with `SIGPIPE` blocked, and takes back the signal if the write raised
+    /// it: for this thread, on these systems.
+    pub(crate) fn without_sigpipe(
+        write: impl FnMut() -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        let mut pipe = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut pending = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the sets are initialised by the calls that take them as output before they are
+        // read; masking and unmasking touch this thread alone.
+        unsafe {
+            libc::sigemptyset(pipe.as_mut_ptr());
+            libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
+            libc::sigemptyset(pending.as_mut_ptr());
+            libc::sigpending(pending.as_mut_ptr());
+            let was_pending = libc::sigismember(pending.as_ptr(), libc::SIGPIPE) == 1;
+            libc::pthread_sigmask(libc::SIG_BLOCK, pipe.as_ptr(), before.as_mut_ptr());
+            let result = uninterrupted(write);
+            if result == Err(Errno(libc::EPIPE)) && !was_pending {
+                take(pipe.as_ptr());
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
+            result
+        }
+    }
+
+    /// Takes a pending signal of the set, without waiting.
+    ///
+    /// # Safety
+    /// The set is initialised, and blocked in this thread.
+    #[cfg(not(target_os = "openbsd"))]
+    unsafe fn take(set: *const libc::sigset_t) {
+        let now = crate::sys::timespec(std::time::Duration::ZERO);
+        // SAFETY: the caller vouches for the set; the time is borrowed for the call.
+        unsafe { libc::sigtimedwait(set, std::ptr::null_mut(), &raw const now) };
+    }
+
+    /// The same without `sigtimedwait(2)`: waits only for what is there.
+    ///
+    /// # Safety
+    /// The set is initialised, and blocked in this thread.
+    #[cfg(target_os = "openbsd")]
+    unsafe fn take(set: *const libc::sigset_t) {
+        let mut pending = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut signal = 0;
+        // SAFETY: the caller vouches for the set; `pending` is initialised before it is read.
+        unsafe {
+            libc::sigemptyset(pending.as_mut_ptr());
+            libc::sigpending(pending.as_mut_ptr());
+            if libc::sigismember(pending.as_ptr(), libc::SIGPIPE) == 1 {
+                libc::sigwait(set, &raw mut signal);
+            }
+        }
+    }
+}
