@@ -123,19 +123,17 @@ backends! {
         });
     }
 
-    #[cfg(target_os = "linux")]
+    /// What the build does not have cannot be asked for.
+    #[cfg(not(all(gaio_uring, gaio_kqueue)))]
     fn absent_backend(kind: BackendKind) {
         in_child(module_path!(), kind, || {
-            let absent = Choice::Only(BackendKind::Kqueue);
-            let error = Watcher::<()>::builder()
-                .backend(absent)
-                .build()
-                .map(drop)
-                .unwrap_err();
+            let absent = if cfg!(gaio_uring) { BackendKind::Kqueue } else { BackendKind::IoUring };
+            let error = builder::<()>(absent).build().map(drop).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
-            set_environment("kqueue");
+            set_environment(name(absent));
             let error = Watcher::<()>::new().map(drop).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("GAIO_BACKEND"), "{error}");
         });
     }
 

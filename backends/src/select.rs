@@ -9,8 +9,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::emulated::Emulated;
 #[cfg(gaio_epoll)]
-use crate::emulated::{Emulated, epoll::Epoll};
+use crate::emulated::epoll::Epoll;
+#[cfg(gaio_kqueue)]
+use crate::emulated::kqueue::Kqueue;
 use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 #[cfg(feature = "sim")]
 use crate::sim::{Sim, World};
@@ -38,7 +41,7 @@ pub enum BackendKind {
     IoUring,
     /// Linux: the library does them when the kernel says that they will not block.
     Epoll,
-    /// The BSDs and macOS: likewise. Not built yet.
+    /// The BSDs and macOS: likewise.
     Kqueue,
     /// Simulated.
     #[cfg(feature = "sim")]
@@ -84,6 +87,9 @@ pub enum Selected {
     /// The emulated one, over epoll.
     #[cfg(gaio_epoll)]
     Epoll(Emulated<Epoll>),
+    /// The emulated one, over kqueue.
+    #[cfg(gaio_kqueue)]
+    Kqueue(Emulated<Kqueue>),
     /// A kernel in memory.
     #[cfg(feature = "sim")]
     Sim(Sim),
@@ -176,6 +182,11 @@ fn build_one(
         BackendKind::Epoll => {
             let emulated = Emulated::<Epoll>::new(options)?;
             Ok((Selected::Epoll(emulated), vec!["edge-triggered"]))
+        }
+        #[cfg(gaio_kqueue)]
+        BackendKind::Kqueue => {
+            let emulated = Emulated::<Kqueue>::new(options)?;
+            Ok((Selected::Kqueue(emulated), vec!["edge-triggered"]))
         }
         #[allow(unreachable_patterns)] // All are built on some targets.
         _ => Err(Refused::NotBuilt),
@@ -276,6 +287,8 @@ macro_rules! forward {
             Selected::Uring($backend) => $call,
             #[cfg(gaio_epoll)]
             Selected::Epoll($backend) => $call,
+            #[cfg(gaio_kqueue)]
+            Selected::Kqueue($backend) => $call,
             #[cfg(feature = "sim")]
             Selected::Sim($backend) => $call,
         }

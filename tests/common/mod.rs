@@ -40,20 +40,19 @@ macro_rules! backends {
 
             fn case($kind: $type) $body
 
-            #[cfg(target_os = "linux")]
+            #[cfg(gaio_uring)]
             #[test]
             fn io_uring() {
                 crate::common::on(gaio::BackendKind::IoUring, case);
             }
 
-            #[cfg(any(target_os = "linux", target_os = "android"))]
+            #[cfg(gaio_epoll)]
             #[test]
             fn epoll() {
                 crate::common::on(gaio::BackendKind::Epoll, case);
             }
 
-            #[cfg(any(target_vendor = "apple", target_os = "freebsd", target_os = "netbsd",
-                      target_os = "openbsd", target_os = "dragonfly"))]
+            #[cfg(gaio_kqueue)]
             #[test]
             fn kqueue() {
                 crate::common::on(gaio::BackendKind::Kqueue, case);
