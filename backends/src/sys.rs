@@ -47,7 +47,8 @@ pub(crate) fn check(returned: libc::c_int) -> Result<libc::c_int, Errno> {
 
 fn timespec(duration: Duration) -> libc::timespec {
     libc::timespec {
-        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        // Sixty-eight years are enough, and fit into every system's idea of a second.
+        tv_sec: duration.as_secs().min(i32::MAX as u64) as _,
         tv_nsec: duration.subsec_nanos() as _,
     }
 }
@@ -269,7 +270,7 @@ pub(crate) fn poll_events(interest: Interest) -> libc::c_short {
 
 /// Whether a socket is a Unix domain socket.
 pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(SockRef::from(&fd).domain()? == socket2::Domain::UNIX)
+    Ok(SockRef::from(&fd).local_addr()?.is_unix())
 }
 
 /// What a descriptor is. `None`: nothing that can be waited for.
@@ -279,7 +280,7 @@ pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 pub fn classify(fd: BorrowedFd<'_>) -> Result<Option<SocketKind>, Errno> {
     let socket = SockRef::from(&fd);
     let kind = match socket.r#type() {
-        Ok(Type::STREAM) if socket.is_listener()? => Some(SocketKind::Listener),
+        Ok(Type::STREAM) if is_listener(fd)? => Some(SocketKind::Listener),
         Ok(Type::STREAM) => Some(SocketKind::Stream),
         Ok(_) => None,
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {
@@ -288,6 +289,34 @@ pub fn classify(fd: BorrowedFd<'_>) -> Result<Option<SocketKind>, Errno> {
         Err(error) => return Err(error.into()),
     };
     Ok(kind)
+}
+
+/// Whether `listen(2)` was called on a stream socket.
+fn is_listener(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut listens: libc::c_int = 0;
+    let mut len = size_of_val(&listens) as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
+    let (raw, value) = (fd.as_raw_fd(), (&raw mut listens).cast());
+    // SAFETY: the answer is one integer, borrowed for the call together with its length.
+    match check(unsafe { libc::getsockopt(raw, level, name, value, &raw mut len) }) {
+        Ok(_) => Ok(listens != 0),
+        Err(Errno(libc::ENOPROTOOPT)) => Ok(refuses_to_connect(fd)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The same for systems that have no word for it (macOS, all BSDs but one): a listener has no
+/// peer, and will have none, whatever the address. With this address nobody gets one.
+fn refuses_to_connect(fd: BorrowedFd<'_>) -> bool {
+    if SockRef::from(&fd).peer_addr().is_ok() {
+        return false;
+    }
+    // SAFETY: for this structure of numbers, zeros are valid: the family `AF_UNSPEC`.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let len = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: the address is borrowed for the call.
+    let refused = check(unsafe { libc::connect(fd.as_raw_fd(), &raw const nowhere, len) });
+    refused == Err(Errno(libc::EOPNOTSUPP))
 }
 
 /// Whether the kernel can wait for this descriptor: `epoll_ctl(2)` says `EPERM` for regular

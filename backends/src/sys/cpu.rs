@@ -20,7 +20,7 @@ mod imp {
     use crate::sys::check;
 
     pub(super) fn pin_thread(cpu: usize) -> Result<(), Errno> {
-        if cpu >= libc::CPU_SETSIZE as usize {
+        if cpu >= 8 * size_of::<libc::cpu_set_t>() {
             return Err(Errno(libc::EINVAL));
         }
         // SAFETY: a set of zeros is valid and empty; `cpu` is within it; the set is borrowed for

@@ -3,8 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::{check, is_ready, timespec};
-use crate::Interest;
+use super::{check, timespec};
 use crate::error::Errno;
 use crate::wake::Bell;
 
@@ -127,8 +126,9 @@ pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
 }
 
 /// Takes an eventfd back to zero, without blocking if it is. Returns how many calls that took.
+#[cfg(any(gaio_uring, gaio_kqueue_model))]
 pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> u64 {
-    if is_ready(fd.as_raw_fd(), Interest::Readable) != Ok(true) {
+    if super::is_ready(fd.as_raw_fd(), crate::Interest::Readable) != Ok(true) {
         return 1;
     }
     let mut count = [0u8; 8];
