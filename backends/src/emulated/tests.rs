@@ -338,6 +338,20 @@ fn data_and_end_together() {
     }
 }
 
+/// The end comes in the same event as the data, and a short read would hide it.
+#[test]
+fn data_and_end_in_one_event() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    peer.write_all(b"last").unwrap();
+    drop(peer);
+    std::thread::sleep(Duration::from_millis(20));
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    assert_eq!(&*lease(rig.one()), b"last");
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    assert_eq!(rig.one().result, Ok(0));
+}
+
 #[test]
 fn reset_ends_both_lanes() {
     let mut rig = Rig::new();
@@ -805,7 +819,9 @@ fn waker_ends_the_sleep() {
             std::thread::sleep(Duration::from_millis(10));
             waker.wake();
         });
-        assert!(rig.turn(Until::Time(Instant::now() + SOON), 99).is_empty());
+        let at = Instant::now() + SOON;
+        assert!(rig.turn(Until::Time(at), 99).is_empty());
+        assert!(Instant::now() < at);
         thread.join().unwrap();
         rig.backend.waker().awake();
         // It is not seen again.
@@ -833,7 +849,8 @@ fn nested_descriptor_is_exact() {
         assert!(rig.turn(Until::Now, 99).is_empty());
         assert!(!readable(rig.backend.readiness()));
     }
-    // The alarm.
+    // The alarm; the second one replaces the first.
+    rig.backend.arm(Some(Instant::now() + SOON));
     rig.backend
         .arm(Some(Instant::now() + Duration::from_millis(10)));
     assert!(!readable(rig.backend.readiness()));
