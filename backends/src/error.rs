@@ -169,8 +169,7 @@ impl Doing {
             Doing::SizeQueue => "the depth must lie between 1 and 32,768",
             Doing::SizeStreamWindow => "the window must be at least 1 byte",
             Doing::ChooseBackend => {
-                "this build or machine does not have the backend: use Choice::Auto, or unset \
-                 GAIO_BACKEND"
+                "this build does not have the backend: use Choice::Auto, or unset GAIO_BACKEND"
             }
             Doing::Pin => "this system cannot bind a thread to a CPU: go on without",
             Doing::Connect => "this socket cannot be connected: hand in an unused stream socket",
@@ -192,6 +191,10 @@ impl fmt::Display for Error {
             ErrorKind::Deadline => "the deadline passed: submit again to go on, or free",
             ErrorKind::UnexpectedEof => "the peer closed before the buffer was full",
             ErrorKind::EmptyBuffer => "the buffer is empty: its length is what is transferred",
+            // The build has it, the machine refuses it.
+            ErrorKind::Unsupported if self.doing == Doing::ChooseBackend && self.errno != 0 => {
+                Errno(self.errno).advice()
+            }
             ErrorKind::Unsupported => self.doing.unsupported(),
             ErrorKind::WrongKind => {
                 "a listener where a connection is needed, or the reverse: `listen` takes \
@@ -269,6 +272,23 @@ impl Errno {
     #[inline]
     pub fn is_out_of_buffers(self) -> bool {
         self.0 == libc::ENOBUFS
+    }
+
+    /// What a user can do whose system refuses a backend with this.
+    pub(crate) fn advice(self) -> &'static str {
+        match self.0 {
+            libc::EMFILE | libc::ENFILE => "raise RLIMIT_NOFILE (ulimit -n)",
+            _ if !cfg!(gaio_uring) => "the system refuses it: see its limits for this user",
+            libc::EPERM | libc::EACCES => {
+                "a seccomp profile or the sysctl kernel.io_uring_disabled forbids it: allow \
+                 io_uring there"
+            }
+            libc::ENOMEM => {
+                "the limit of locked memory is too small: raise RLIMIT_MEMLOCK (ulimit -l), or set \
+                 a smaller queue_depth"
+            }
+            _ => "io_uring needs Linux 6.0 or later",
+        }
     }
 
     /// An error of accept(2) that passes when descriptors or memory are freed.

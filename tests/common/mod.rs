@@ -1,6 +1,6 @@
 //! What the tests share: every case on every backend, waits that come to an end, connected
 //! sockets, and bytes that are easy to check. Processes of their own are in [`process`], calls that
-//! must be refused in [`refusal`].
+//! must be refused in [`refusal`], systems that refuse in [`denial`].
 //!
 //! A test file says `mod common;` and wraps its cases in [`backends!`]. Nothing here waits for
 //! luck: each wait is for a condition, and gives up with a clear text after [`PATIENCE`].
@@ -8,6 +8,8 @@
 #![allow(dead_code, unreachable_pub)] // Each test file uses its part.
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[cfg(gaio_uring)]
+pub mod denial;
 pub mod process;
 pub mod refusal;
 
@@ -145,6 +147,14 @@ pub fn full_backlog() -> (TcpListener, Vec<TcpStream>) {
         taken.push(stream);
     }
     (listener, taken)
+}
+
+/// Asserts that this watcher moves bytes.
+pub fn assert_works(mut watcher: Watcher) {
+    let (conn, mut peer) = connect_to(&mut watcher);
+    watcher.read((), conn, None).expect("read");
+    peer.write_all(b"data").expect("the peer writes");
+    assert_eq!(next(&mut watcher).data(), b"data");
 }
 
 /// Closes with a reset instead of an orderly end.

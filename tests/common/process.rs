@@ -50,6 +50,12 @@ pub fn in_child(module: &str, kind: BackendKind, body: impl FnOnce()) {
     print!("{said}");
 }
 
+/// Sets the variable that overrides `Choice::Auto`. Only for a process of its own.
+pub fn set_environment(value: &str) {
+    // SAFETY: in a process that runs one test alone, no other thread reads the environment.
+    unsafe { env::set_var("GAIO_BACKEND", value) };
+}
+
 /// This binary again, to run the one test of that name and nothing else.
 fn this_binary(test: &str) -> Command {
     let mut command = Command::new(env::current_exe().expect("the path of this binary"));
@@ -146,6 +152,14 @@ pub fn raise_descriptor_limit() -> usize {
 
 /// Lowers this process's limit, and opens all descriptors that are left.
 pub fn take_all_descriptors() -> Vec<OwnedFd> {
+    limit_descriptors(64);
+    iter::from_fn(|| File::open("/dev/null").ok())
+        .map(OwnedFd::from)
+        .collect()
+}
+
+/// From now on this process can have no descriptor from this number on.
+pub fn limit_descriptors(end: u64) {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -153,12 +167,9 @@ pub fn take_all_descriptors() -> Vec<OwnedFd> {
     // SAFETY: `limit` is valid for both calls.
     unsafe {
         assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
-        limit.rlim_cur = 64;
+        limit.rlim_cur = end as _;
         assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
     }
-    iter::from_fn(|| File::open("/dev/null").ok())
-        .map(OwnedFd::from)
-        .collect()
 }
 
 /// How many of `wanted` connections this process can have. Says so if they are fewer.

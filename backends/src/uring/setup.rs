@@ -176,9 +176,10 @@ fn prove_receives(ring: &IoUring, features: &mut Features) -> io::Result<()> {
 fn receive(ring: &IoUring, features: Features) -> io::Result<()> {
     let waker = std::sync::Arc::new(Waker::new()?);
     let pool = Pool::new(4096, 2, waker);
+    // All that can fail for want of descriptors comes first: the next attempt registers again.
+    let (mut here, there) = UnixStream::pair()?;
     let mut buffers = BufferRing::register(&ring.submitter(), 2, features.incremental)?;
     buffers.refill(&pool);
-    let (mut here, there) = UnixStream::pair()?;
     let fd = Fd(std::os::fd::AsRawFd::as_raw_fd(&there));
     let once = entries::receive(fd);
     let stream = if features.multishot {
@@ -249,21 +250,9 @@ fn wait_one(ring: &IoUring) -> io::Result<Outcome> {
 
 pub(super) fn refusal(step: &'static str, error: &io::Error) -> Refusal {
     let errno = Errno(error.raw_os_error().unwrap_or(libc::EIO));
-    let advice = match errno.0 {
-        libc::EPERM | libc::EACCES => {
-            "a seccomp profile or the sysctl kernel.io_uring_disabled forbids it: allow io_uring \
-             there"
-        }
-        libc::ENOMEM => {
-            "the limit of locked memory is too small: raise RLIMIT_MEMLOCK (ulimit -l), or set a \
-             smaller queue_depth"
-        }
-        libc::EMFILE | libc::ENFILE => "raise RLIMIT_NOFILE (ulimit -n)",
-        _ => "io_uring needs Linux 6.0 or later",
-    };
     Refusal {
         step,
         errno,
-        advice,
+        advice: errno.advice(),
     }
 }

@@ -1,0 +1,213 @@
+//! Machines that refuse: sandboxes that forbid io_uring or one of its calls, little memory to lock,
+//! few descriptors. A program works all the same, or is told what is missing and what to do.
+//!
+//! Whoever denies does so for a whole process, so each case runs in one of its own.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod common;
+
+use common::process::{in_child, limit_descriptors, no_leak, set_environment};
+use common::{assert_works, backends, builder};
+use gaio::{BackendKind, ErrorKind, Watcher};
+
+#[cfg(gaio_uring)]
+use common::denial::{ENTER, REGISTER, SETUP, deny, filter, limit_locked_memory, signal_of_setup};
+
+/// The lowest number that a descriptor could have now.
+fn next_descriptor() -> u64 {
+    use std::os::fd::AsRawFd;
+    let file = std::fs::File::open("/dev/null").unwrap();
+    file.as_raw_fd() as u64
+}
+
+backends! {
+    /// However few they are: it works, or says so, and what it had taken is free again.
+    fn few_descriptors(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let start = next_descriptor();
+            no_leak(|| {
+                let mut built = 0;
+                for spare in 0..24 {
+                    limit_descriptors(start + spare);
+                    let outcome = builder::<()>(kind).build();
+                    limit_descriptors(1024);
+                    match outcome {
+                        Ok(watcher) => {
+                            built += 1;
+                            assert_works(watcher);
+                        }
+                        Err(error) => {
+                            assert_eq!(built, 0, "{spare}: it was enough before: {error}");
+                            assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+                            assert!(error.to_string().contains("ulimit -n"), "{error}");
+                        }
+                    }
+                }
+                assert!(built > 0, "24 descriptors are enough");
+            });
+        });
+    }
+
+    /// Without a choice, too few for the best backend may still be enough for the next.
+    fn few_descriptors_for_any(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            set_environment("");
+            let start = next_descriptor();
+            for spare in 0..24 {
+                limit_descriptors(start + spare);
+                let outcome = Watcher::new();
+                limit_descriptors(1024);
+                match outcome {
+                    Ok(watcher) => assert_works(watcher),
+                    Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EMFILE)),
+                }
+            }
+        });
+    }
+}
+
+#[cfg(gaio_uring)]
+backends! {
+    /// A sandbox that kills at the first call of io_uring: whoever chose epoll never makes it.
+    fn epoll_makes_no_io_uring_call(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            if kind != BackendKind::Epoll {
+                return;
+            }
+            filter(&[SETUP, ENTER, REGISTER], libc::SECCOMP_RET_KILL_PROCESS);
+            assert_eq!(signal_of_setup(), Some(libc::SIGSYS), "the filter works");
+            set_environment("epoll");
+            assert_works(Watcher::new().unwrap());
+            assert_works(common::watcher(kind));
+        });
+    }
+
+    /// A container that forbids all of io_uring.
+    fn all_calls_denied(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[SETUP, ENTER, REGISTER], libc::EPERM);
+            falls_back(libc::EPERM, "io_uring_setup", "seccomp");
+        });
+    }
+
+    /// A security module.
+    fn setup_denied(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[SETUP], libc::EACCES);
+            falls_back(libc::EACCES, "io_uring_setup", "seccomp");
+        });
+    }
+
+    /// A kernel that was built without it, or is older than it.
+    fn setup_unknown(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[SETUP], libc::ENOSYS);
+            falls_back(libc::ENOSYS, "io_uring_setup", "Linux 6.0");
+        });
+    }
+
+    /// Setting up succeeds, and is worth nothing.
+    fn enter_denied(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[ENTER], libc::EPERM);
+            falls_back_from(libc::EPERM, "seccomp");
+        });
+    }
+
+    fn register_denied(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[REGISTER], libc::EPERM);
+            falls_back_from(libc::EPERM, "seccomp");
+        });
+    }
+
+    fn enter_unknown(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[ENTER], libc::ENOSYS);
+            falls_back_from(libc::ENOSYS, "Linux 6.0");
+        });
+    }
+
+    /// 64 KiB, as Linux allowed for long: rings get smaller, and run out.
+    fn little_memory_to_lock(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            set_environment("");
+            let native = builder::<()>(BackendKind::IoUring).build().is_ok();
+            if let Err(error) = limit_locked_memory(64 << 10) {
+                return println!("skipped: the limit cannot be set: {error}");
+            }
+            let watchers: Vec<Watcher> = (0..64).map(|_| Watcher::new().unwrap()).collect();
+            let rings = watchers.iter().filter(|it| it.backend().kind() == BackendKind::IoUring);
+            let rings = rings.count();
+            println!("{rings} of 64 watchers have a ring");
+            if native && rings == 64 {
+                println!("skipped: this kernel does not count what rings lock");
+            }
+            for watcher in watchers {
+                if native && watcher.backend().kind() != BackendKind::IoUring {
+                    let declined = watcher.backend().declined()[0].clone();
+                    assert_eq!(declined.error().raw_os_error(), Some(libc::ENOMEM));
+                    assert!(declined.to_string().contains("RLIMIT_MEMLOCK"), "{declined}");
+                }
+                assert_works(watcher);
+            }
+        });
+    }
+
+    fn no_memory_to_lock(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let native = builder::<()>(BackendKind::IoUring).build().is_ok();
+            if let Err(error) = limit_locked_memory(0) {
+                return println!("skipped: the limit cannot be set: {error}");
+            }
+            if native && builder::<()>(BackendKind::IoUring).build().is_err() {
+                falls_back_from(libc::ENOMEM, "RLIMIT_MEMLOCK");
+            } else {
+                println!("skipped: this kernel does not count what rings lock");
+                set_environment("");
+                assert_works(Watcher::new().unwrap());
+            }
+        });
+    }
+}
+
+/// Asserts that the next backend serves, that the refusal is told, and that whoever insists gets an
+/// error that says what to do.
+#[cfg(gaio_uring)]
+fn falls_back(errno: i32, step: &str, advice: &str) {
+    set_environment("");
+    let watcher = Watcher::new().unwrap();
+    let info = watcher.backend().clone();
+    assert_eq!(info.kind(), BackendKind::Epoll);
+    let declined = &info.declined()[0];
+    assert_eq!(declined.kind(), BackendKind::IoUring);
+    assert_eq!(declined.error().raw_os_error(), Some(errno));
+    let line = info.to_string();
+    assert!(line.lines().count() == 1, "{line}");
+    for part in [&declined.to_string(), "io_uring declined", step, advice] {
+        assert!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+    assert_works(watcher);
+
+    let insisted = builder::<()>(BackendKind::IoUring).build().map(drop);
+    set_environment("io_uring");
+    for error in [insisted, Watcher::<()>::new().map(drop)].map(Result::unwrap_err) {
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.raw_os_error(), Some(errno));
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+}
+
+/// [`falls_back`] where the step depends on the kernel; one without a backend worth having refuses
+/// in its own way.
+#[cfg(gaio_uring)]
+fn falls_back_from(errno: i32, advice: &str) {
+    set_environment("");
+    let watcher = Watcher::<()>::new().unwrap();
+    let refused = watcher.backend().declined()[0].error().raw_os_error();
+    if refused == Some(libc::EINVAL) {
+        return println!("skipped: this kernel has no io_uring to deny");
+    }
+    falls_back(errno, "", advice);
+}
