@@ -1,9 +1,9 @@
 //! A proactor for sockets: submit reads and writes, call [`wait_io`](Watcher::wait_io), get a
 //! batch of finished operations.
 //!
-//! On Linux the operations are io_uring's own; where that is too old or not allowed, an
-//! edge-triggered loop over epoll does the same behind the same calls, and a program cannot tell
-//! which one it runs on, except by [asking](Watcher::backend) and by the clock.
+//! On Linux the operations are io_uring's own; where that is too old or not allowed, and on macOS and
+//! the BSDs, an edge-triggered loop over epoll or kqueue does the same behind the same calls, and a
+//! program cannot tell which one it runs on, except by [asking](Watcher::backend) and by the clock.
 //!
 //! ```no_run
 //! use gaio::{Operation, Results, Watcher};
