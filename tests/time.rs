@@ -274,7 +274,7 @@ backends! {
         let (mut watcher, conn, mut peer) = connected(kind);
         SockRef::from(&peer).set_recv_buffer_size(64 << 10).unwrap();
         watcher
-            .write_timeout(1, conn, pattern_vec(0, ALL), ms(50))
+            .write_timeout(1, conn, pattern_vec(0, ALL), ms(500))
             .unwrap();
         watcher.write_timeout(2, conn, "queued", ms(5)).unwrap();
         let queued = next(&mut watcher);
