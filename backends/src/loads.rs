@@ -99,7 +99,7 @@ impl Loads {
         );
         if let Some(entry) = entry.filter(|entry| !entry.busy) {
             let before = std::mem::replace(&mut entry.load, load);
-            forget_nothing(before);
+            discard(before);
         }
     }
 
@@ -125,7 +125,7 @@ impl Loads {
                 match std::mem::take(&mut entry.load) {
                     Load::Buffer(buffer) => (buffer, done),
                     other => {
-                        forget_nothing(other);
+                        discard(other);
                         (Buffer::EMPTY, done)
                     }
                 }
@@ -134,8 +134,7 @@ impl Loads {
         }
     }
 
-    /// The load of a request.
-    pub fn get(&self, key: u32) -> &Load {
+    fn get(&self, key: u32) -> &Load {
         self.entries
             .get(key as usize)
             .map_or(&Load::None, |entry| &entry.load)
@@ -225,7 +224,7 @@ impl Loads {
     }
 
     /// The account of a stream.
-    pub(crate) fn credit(&self, key: u32) -> Option<&Credit> {
+    pub fn credit(&self, key: u32) -> Option<&Credit> {
         match self.get(key) {
             Load::Credit(credit) => Some(credit),
             _ => None,
@@ -295,14 +294,14 @@ impl Loads {
 
 /// Drops a load that nearly always is nothing: cheaper than to look which it is.
 #[inline]
-fn forget_nothing(load: Load) {
+fn discard(load: Load) {
     #[cold]
-    fn discard(load: Load) {
+    fn drop_it(load: Load) {
         drop(load);
     }
     match load {
         Load::None => {}
-        load => discard(load),
+        load => drop_it(load),
     }
 }
 

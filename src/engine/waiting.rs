@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Error, Lane, Load, Loads, Place, Pool, Selected};
+use gaio_backends::{Backend, Credit, Error, Lane, Loads, Place, Pool, Selected};
 
 use super::Engine;
 use crate::conn_table::Stage;
@@ -164,8 +164,8 @@ impl<C> Engine<C> {
 
     /// Whether a stream has more leases out than its window allows.
     pub(super) fn is_over_window(&self, loads: &Loads, index: u32) -> bool {
-        matches!(loads.get(index), Load::Credit(credit)
-            if credit.leased_bytes() > self.stream_window)
+        let leased = loads.credit(index).map_or(0, Credit::leased_bytes);
+        leased > self.stream_window
     }
 
     /// A stream over its window stops taking in more.
@@ -196,7 +196,7 @@ impl<C> Engine<C> {
             let error = Error::new(pending.what.doing(), why);
             return self.finish(backend, index, Some(error));
         }
-        let Load::Credit(credit) = backend.loads().get(index) else {
+        let Some(credit) = backend.loads().credit(index) else {
             return;
         };
         let over = std::mem::take(&mut pending.pausing) || credit.leased_bytes() > window;
@@ -226,8 +226,8 @@ impl<C> Engine<C> {
             if queue.stage != Stage::Paused {
                 return false;
             }
-            let still = matches!(backend.loads().get(queue.head), Load::Credit(credit)
-                if credit.pause_above(self.stream_window / 2));
+            let credit = backend.loads().credit(queue.head);
+            let still = credit.is_some_and(|credit| credit.pause_above(self.stream_window / 2));
             if !still {
                 queue.stage = Stage::None;
                 self.mark_dirty(slot, Lane::Read);
