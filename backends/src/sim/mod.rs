@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ pub use world::{Peer, World};
 
 use crate::error::{Errno, Refusal};
 use crate::swap::{Filling, Pool};
-use crate::wake::Waker;
+use crate::wake::{Bell, Waker};
 use crate::{
     Backend, Completion, Counts, Lane, Loads, Options, Place, Request, Sink, SocketKind, Until,
 };
@@ -52,6 +53,18 @@ struct Seat {
     end: usize,
 }
 
+/// Rings nothing: nobody really sleeps here.
+#[derive(Debug)]
+struct Quiet(UnixStream);
+
+impl Bell for Quiet {
+    fn ring(&self) {}
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// One operation.
 struct Running {
     at: Place,
@@ -69,14 +82,14 @@ impl Sim {
     /// A kernel for this world.
     ///
     /// # Errors
-    /// The real system refuses the waker's event.
+    /// The real system refuses a descriptor.
     pub fn new(world: World, options: &Options) -> Result<Self, Refusal> {
-        let waker = Waker::new().map_err(|errno| Refusal {
-            step: "eventfd",
-            errno,
+        let (quiet, _) = UnixStream::pair().map_err(|error| Refusal {
+            step: "socketpair",
+            errno: error.into(),
             advice: "raise the limit of open descriptors (ulimit -n)",
         })?;
-        let waker = Arc::new(waker);
+        let waker = Arc::new(Waker::with(Arc::new(Quiet(quiet))));
         Ok(Sim {
             world,
             slots: Vec::new(),
