@@ -180,23 +180,6 @@ impl Loads {
         }
     }
 
-    /// An operation starts that writes what this gives.
-    #[inline]
-    pub(crate) fn begin_write(&mut self, key: u32) -> &[u8] {
-        match self.entries.get_mut(key as usize) {
-            Some(Entry {
-                load: Load::Buffer(buffer),
-                done,
-                busy,
-                ..
-            }) => {
-                *busy = true;
-                buffer.get(*done..).unwrap_or_default()
-            }
-            _ => &[],
-        }
-    }
-
     /// What a write has still to write.
     #[inline]
     pub(crate) fn unwritten(&self, key: u32) -> &[u8] {

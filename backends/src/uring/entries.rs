@@ -16,7 +16,8 @@ impl Uring {
     /// The entry for a write.
     #[inline]
     pub(super) fn send(&mut self, key: u32, fd: Fd) -> squeue::Entry {
-        let rest = self.loads.begin_write(key);
+        self.loads.begin(key);
+        let rest = self.loads.unwritten(key);
         let (at, len) = (rest.as_ptr(), rest.len().min(TRANSFER_MAX));
         let entry = opcode::Send::new(fd, at, len as u32);
         entry.flags(WRITE_FLAGS).build()
