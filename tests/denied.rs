@@ -9,10 +9,12 @@ mod common;
 
 use common::process::{in_child, limit_descriptors, no_leak, set_environment};
 use common::{assert_works, backends, builder};
-use gaio::{BackendKind, ErrorKind, Watcher};
+use gaio::{BackendKind, Watcher};
 
 #[cfg(gaio_uring)]
 use common::denial::{ENTER, REGISTER, SETUP, deny, filter, limit_locked_memory, signal_of_setup};
+#[cfg(gaio_uring)]
+use gaio::ErrorKind;
 
 /// The lowest number that a descriptor could have now.
 fn next_descriptor() -> u64 {

@@ -2,6 +2,7 @@
 //! README.md for how to read what comes out.
 
 mod calls;
+mod instructions;
 mod load;
 mod memory;
 mod net;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         "scale" => scale::run(&options),
         "seed" => seed::run(&options),
         "memory" => memory::run(&options),
+        "instructions" => instructions::run(&options),
         "plot" => plot::run(&options),
         "serve" => serve(&options),
         "load" => load(&options),
@@ -79,6 +81,7 @@ fn serve(options: &Options) -> Fallible<()> {
     println!("listening on {}", listener.local_addr()?);
     std::io::stdout().flush()?;
     process::end_with_stdin();
+    servers::end_after(options.closes);
     (server.run)(listener)
 }
 

@@ -15,7 +15,8 @@ peers scale  [--servers A,B] [--pairs 5] [--seconds 1] [--json FILE]
 peers seed   [--servers A,B] [--pairs 3] [--json FILE]
 peers memory [--servers A,B] [--connections 10000] [--pairs 3] [--json FILE]
 peers plot   FILE... [--out DIRECTORY]
-peers serve  --server NAME [--addr 127.0.0.1:0] [--pin CPU]
+peers serve  --server NAME [--addr 127.0.0.1:0] [--pin CPU] [--closes N]
+peers instructions [--servers A,B] [--workload W2]
 peers load   --addr HOST:PORT [--workload W2 | --connections 100 --size 128 --outstanding 1]
              [--seconds 1 | --messages N] [--idle 0] [--driver io_uring|epoll] [--pin CPU]
 
@@ -39,6 +40,7 @@ pub struct Options {
     pub idle: usize,
     pub driver: Driver,
     pub pin: Option<usize>,
+    pub closes: usize,
 }
 
 impl Options {
@@ -83,6 +85,7 @@ impl Options {
                 }
                 Long("idle") => options.idle = args.value()?.parse()?,
                 Long("driver") => options.driver = args.value()?.parse_with(driver)?,
+                Long("closes") => options.closes = args.value()?.parse_with(count)?,
                 Long("pin") => options.pin = Some(args.value()?.parse()?),
                 Value(file) if options.command == "plot" => options.files.push(file.string()?),
                 _ => return Err(arg.unexpected()),
@@ -118,6 +121,7 @@ impl Options {
             idle: 0,
             driver: Driver::Best,
             pin: None,
+            closes: 0,
         }
     }
 

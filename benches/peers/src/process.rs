@@ -23,9 +23,18 @@ pub struct Running {
 impl Running {
     /// Starts a server and waits until it listens.
     pub fn start(server: &Server) -> Fallible<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--server", server.name, "--pin"])
-            .arg(SERVER_CPU.to_string())
+        Running::start_under(server, Command::new(std::env::current_exe()?), 0)
+    }
+
+    /// Starts a server with a command that this program is an argument of, if it is not the command
+    /// itself. It ends when so many connections have closed, unless that is 0.
+    pub fn start_under(server: &Server, mut command: Command, closes: usize) -> Fallible<Self> {
+        command.args(["serve", "--server", server.name]);
+        command.args(["--pin", &SERVER_CPU.to_string()]);
+        if closes > 0 {
+            command.args(["--closes", &closes.to_string()]);
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -72,6 +81,14 @@ impl Running {
     pub fn memory_bytes(&self, kind: &str) -> Fallible<u64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
         kib_line(&text, kind)
+    }
+}
+
+impl Running {
+    /// Waits until it has ended by itself.
+    pub fn wait(mut self) -> Fallible<()> {
+        self.child.wait()?;
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use compio::buf::{BufResult, IntoInner, IoBuf};
 use compio::io::{AsyncRead, AsyncWriteExt};
 use compio::net::TcpStream;
 
-use super::BUFFER_BYTES;
+use super::{BUFFER_BYTES, closed};
 use crate::Fallible;
 
 pub fn run(listener: TcpListener) -> Fallible<()> {
@@ -34,4 +34,5 @@ async fn echo(mut stream: TcpStream) {
         buffer = slice.into_inner();
         buffer.clear();
     }
+    closed();
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
 
-use super::BUFFER_BYTES;
+use super::{BUFFER_BYTES, closed};
 use crate::Fallible;
 
 const EVENTS: usize = 1024;
@@ -31,6 +31,7 @@ pub fn run(listener: TcpListener) -> Fallible<()> {
                 unsent[fd as usize].clear();
                 // SAFETY: this loop owns the descriptor and forgets it here.
                 unsafe { libc::close(fd) };
+                closed();
             }
         }
     }

@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode, squeue};
 
+use super::closed;
 use crate::Fallible;
 use crate::uring::{Buffers, Chunk, Ring};
 
@@ -259,6 +260,7 @@ impl Server {
             self.send(fd, chunk);
         } else if connection.ended {
             connection.ended = false;
+            closed();
             self.ring
                 .push(&opcode::Close::new(Fd(fd)).build().user_data(CLOSE));
         }

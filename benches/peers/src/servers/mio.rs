@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use super::BUFFER_BYTES;
+use super::{BUFFER_BYTES, closed};
 use crate::Fallible;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -42,6 +42,7 @@ pub fn run(listener: TcpListener) -> Fallible<()> {
             if !connection.echo(&mut buffer) {
                 connections[place] = None;
                 idle.push(place);
+                closed();
             }
         }
     }

@@ -7,7 +7,7 @@ use monoio::buf::IoBuf;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 
-use super::BUFFER_BYTES;
+use super::{BUFFER_BYTES, closed};
 use crate::Fallible;
 
 pub fn run(listener: TcpListener) -> Fallible<()> {
@@ -35,4 +35,5 @@ async fn echo(mut stream: TcpStream) {
         buffer = slice.into_inner();
         buffer.resize(BUFFER_BYTES, 0);
     }
+    closed();
 }

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 
 use gaio::{BackendKind, Choice, Operation, Results, Watcher};
 
+use super::closed;
 use crate::Fallible;
 
 pub fn run(listener: TcpListener, kind: BackendKind, stream: bool) -> Fallible<()> {
@@ -22,7 +23,11 @@ pub fn run(listener: TcpListener, kind: BackendKind, stream: bool) -> Fallible<(
                     Some(conn) => drop(watcher.read((), conn, None)?),
                     None => {}
                 },
-                _ if res.error.is_some() || res.is_eof() => drop(watcher.free(res.conn)),
+                _ if res.error.is_some() || res.is_eof() => {
+                    if watcher.free(res.conn) {
+                        closed();
+                    }
+                }
                 Operation::Read => drop(watcher.write((), res.conn, res.buffer)?),
                 Operation::Write if !stream => drop(watcher.read((), res.conn, None)?),
                 _ => {}

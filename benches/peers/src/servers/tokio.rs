@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::BUFFER_BYTES;
+use super::{BUFFER_BYTES, closed};
 use crate::Fallible;
 
 pub fn run(listener: TcpListener) -> Fallible<()> {
@@ -34,4 +34,5 @@ async fn echo(mut stream: TcpStream) {
             break;
         }
     }
+    closed();
 }
