@@ -530,13 +530,9 @@ impl Uring {
         } else {
             Until::Now
         };
-        self.hush_nest();
-        let entered = self.enter(until);
-        if entered.is_ok() {
-            self.reap(sink);
-        }
+        self.enter(until)?;
+        self.reap(sink);
         self.clear_nest();
-        entered?;
         let queue = self.submission();
         Ok(!self.completion().is_empty()
             || !queue.is_empty()

@@ -2,7 +2,6 @@
 //! a `wait` that sleeps on that descriptor from then on.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{Ordering, fence};
 
 use super::Uring;
 use crate::error::Errno;
@@ -50,26 +49,13 @@ impl Uring {
         self.round(Until::Now, &mut sink)
     }
 
-    /// Makes no event of what completes now: it is about to be looked at. More than thrift: some
-    /// kernels (6.12) signal deferred work only if there are more completions than at the last
-    /// signal, so the last one must not be of what this turn takes.
-    pub(super) fn hush_nest(&self) {
-        if self.nest.get().is_some() {
-            self.completion().disable_eventfd();
-        }
-    }
-
-    /// Takes back the events that made the descriptor readable: their cause was looked at. What
-    /// comes from now on makes events again; the caller looks once more for what came before.
+    /// Takes back the events that made the descriptor readable: their cause was looked at.
     pub(super) fn clear_nest(&mut self) {
         if let Some(nest) = self.nest.get() {
             self.counts.others += sys::clear_event(nest.event.as_fd());
             if !self.wake_armed {
                 self.counts.others += sys::clear_event(self.waker.event());
             }
-            self.completion().enable_eventfd();
-            // Either the kernel sees that events are wanted, or the caller that there is work.
-            fence(Ordering::SeqCst);
         }
     }
 

@@ -7,7 +7,6 @@ mod load;
 mod memory;
 mod net;
 mod options;
-mod plot;
 mod process;
 mod record;
 mod scale;
@@ -46,7 +45,6 @@ fn main() -> ExitCode {
         "seed" => seed::run(&options),
         "memory" => memory::run(&options),
         "instructions" => instructions::run(&options),
-        "plot" => plot::run(&options),
         "serve" => serve(&options),
         "load" => load(&options),
         other => return bad_arguments(&format!("there is no command {other}")),

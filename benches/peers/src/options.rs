@@ -14,7 +14,6 @@ peers table  [--servers A,B] [--workloads W1,W2] [--pairs 9] [--seconds 1] [--js
 peers scale  [--servers A,B] [--pairs 5] [--seconds 1] [--json FILE]
 peers seed   [--servers A,B] [--pairs 3] [--json FILE]
 peers memory [--servers A,B] [--connections 10000] [--pairs 3] [--json FILE]
-peers plot   FILE... [--out DIRECTORY]
 peers serve  --server NAME [--addr 127.0.0.1:0] [--pin CPU] [--closes N]
 peers instructions [--servers A,B] [--workload W2]
 peers load   --addr HOST:PORT [--workload W2 | --connections 100 --size 128 --outstanding 1]
@@ -33,8 +32,6 @@ pub struct Options {
     pub time: Duration,
     pub messages: Option<u64>,
     pub json: Option<String>,
-    pub files: Vec<String>,
-    pub out: String,
     pub addr: SocketAddr,
     pub shape: Shape,
     pub idle: usize,
@@ -74,7 +71,6 @@ impl Options {
                 Long("seconds") => options.time = args.value()?.parse_with(seconds)?,
                 Long("messages") => options.messages = Some(args.value()?.parse()?),
                 Long("json") => options.json = Some(args.value()?.string()?),
-                Long("out") => options.out = args.value()?.string()?,
                 Long("addr") => options.addr = args.value()?.parse()?,
                 Long("connections") => {
                     options.shape.connections = args.value()?.parse_with(count)?
@@ -87,7 +83,6 @@ impl Options {
                 Long("driver") => options.driver = args.value()?.parse_with(driver)?,
                 Long("closes") => options.closes = args.value()?.parse_with(count)?,
                 Long("pin") => options.pin = Some(args.value()?.parse()?),
-                Value(file) if options.command == "plot" => options.files.push(file.string()?),
                 _ => return Err(arg.unexpected()),
             }
         }
@@ -115,8 +110,6 @@ impl Options {
             time: Duration::from_secs(1),
             messages: None,
             json: None,
-            files: Vec::new(),
-            out: ".".into(),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             idle: 0,
             driver: Driver::Best,

@@ -1,9 +1,9 @@
-//! What is measured, as lines of JSON: written by the commands that measure, read by `plot`.
+//! What is measured, as lines of JSON.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::Write;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::Fallible;
 use crate::load::{Driver, Length, Load, Shape, idle};
@@ -11,7 +11,7 @@ use crate::process::Running;
 use crate::servers::Server;
 
 /// One line.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Record {
     Echo(Echo),
@@ -21,7 +21,7 @@ pub enum Record {
 }
 
 /// One server under one load, once.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Echo {
     pub workload: String,
     pub server: String,
@@ -39,7 +39,7 @@ pub struct Echo {
 }
 
 /// System calls for each message.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Calls {
     pub workload: String,
     pub server: String,
@@ -47,7 +47,7 @@ pub struct Calls {
 }
 
 /// The time until a message was echoed on each of so many connections.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Seed {
     pub server: String,
     pub connections: usize,
@@ -55,7 +55,7 @@ pub struct Seed {
 }
 
 /// Bytes for each idle connection.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     pub server: String,
     pub connections: usize,
@@ -126,19 +126,4 @@ impl Log {
         }
         Ok(())
     }
-}
-
-/// All lines of some files.
-pub fn read(paths: &[String]) -> Fallible<Vec<Record>> {
-    let mut records = Vec::new();
-    for path in paths {
-        let open = File::open(path);
-        let file = open.map_err(|error| format!("{path} cannot be read: {error}"))?;
-        let lines: io::Result<Vec<String>> = BufReader::new(file).lines().collect();
-        for line in lines? {
-            let record = serde_json::from_str(&line);
-            records.push(record.map_err(|error| format!("{path}: {error}"))?);
-        }
-    }
-    Ok(records)
 }

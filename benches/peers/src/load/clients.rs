@@ -137,14 +137,13 @@ impl Clients {
     }
 
     /// What a client has to send, as far as it is one piece. Messages begin when it is asked for.
-    pub fn to_send(&mut self, index: usize) -> &'static [u8] {
+    pub fn take_unsent(&mut self, index: usize) -> &'static [u8] {
         let outstanding = self.shape.outstanding as u32;
         let client = &mut self.list[index];
         let ring = index * self.shape.outstanding;
-        let mut place = client.oldest + client.open - client.owed;
-        for _ in 0..client.owed {
+        let end = client.oldest + client.open;
+        for place in end - client.owed..end {
             self.starts[ring + (place % outstanding) as usize] = self.now_ns;
-            place += 1;
         }
         client.unsent += client.owed * self.shape.size as u32;
         client.owed = 0;

@@ -38,7 +38,7 @@ impl Ready {
 
     fn send(&mut self, clients: &mut Clients, index: usize) -> Fallible<()> {
         loop {
-            let bytes = clients.to_send(index);
+            let bytes = clients.take_unsent(index);
             if bytes.is_empty() {
                 return Ok(());
             }

@@ -65,7 +65,7 @@ impl Ring {
 
     fn send(&mut self, clients: &mut Clients, index: usize) {
         let connection = &mut self.connections[index];
-        let bytes = clients.to_send(index);
+        let bytes = clients.take_unsent(index);
         if connection.full || bytes.is_empty() {
             return;
         }

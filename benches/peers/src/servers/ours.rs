@@ -24,9 +24,7 @@ pub fn run(listener: TcpListener, kind: BackendKind, stream: bool) -> Fallible<(
                     None => {}
                 },
                 _ if res.error.is_some() || res.is_eof() => {
-                    if watcher.free(res.conn) {
-                        closed();
-                    }
+                    watcher.free(res.conn).then(closed);
                 }
                 Operation::Read => drop(watcher.write((), res.conn, res.buffer)?),
                 Operation::Write if !stream => drop(watcher.read((), res.conn, None)?),
