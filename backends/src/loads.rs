@@ -15,7 +15,7 @@ use crate::address::Address;
 use crate::batch::Batch;
 use crate::buffer::Buffer;
 use crate::error::Errno;
-use crate::slots::gentle_step;
+use crate::slots::grow_gently;
 use crate::swap::Credit;
 
 /// No batch.
@@ -90,7 +90,7 @@ impl Loads {
     pub fn put(&mut self, key: u32, load: Load) {
         let index = key as usize;
         if index >= self.entries.len() {
-            self.grow(index);
+            grow_gently(&mut self.entries, index, || EMPTY);
         }
         let entry = self.entries.get_mut(index);
         debug_assert!(
@@ -265,13 +265,6 @@ impl Loads {
         if self.idle_batches.len() < BATCHES_KEPT {
             self.idle_batches.push(batch);
         }
-    }
-
-    #[cold]
-    fn grow(&mut self, index: usize) {
-        let len = (index + 1).max(self.entries.len() + gentle_step(self.entries.len()));
-        self.entries.reserve_exact(len - self.entries.len());
-        self.entries.resize_with(len, || EMPTY);
     }
 }
 

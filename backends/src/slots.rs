@@ -8,7 +8,15 @@ pub fn reserve_gently<T>(table: &mut Vec<T>) {
     }
 }
 
+/// Makes `table` long enough to have an entry at `index`, with a few more.
+#[cold]
+pub(crate) fn grow_gently<T>(table: &mut Vec<T>, index: usize, fill: impl FnMut() -> T) {
+    let len = (index + 1).max(table.len() + gentle_step(table.len()));
+    table.reserve_exact(len - table.len());
+    table.resize_with(len, fill);
+}
+
 /// How many entries a table of this length grows by.
-pub(crate) fn gentle_step(len: usize) -> usize {
+fn gentle_step(len: usize) -> usize {
     (len / 16).max(32)
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::slots::{gentle_step, reserve_gently};
+use crate::slots::{grow_gently, reserve_gently};
 use crate::{Lane, Place, SocketKind};
 
 /// No socket in this slot.
@@ -125,7 +125,7 @@ impl InFlight {
     pub(super) fn begin(&mut self, at: Place, op: Op) {
         let index = at.key as usize;
         if index >= self.running.len() {
-            self.grow(index);
+            grow_gently(&mut self.running, index, || IDLE);
         }
         if let Some(place) = self.running.get_mut(index) {
             *place = Running {
@@ -172,13 +172,6 @@ impl InFlight {
             })
         };
         self.running.iter().enumerate().filter_map(place).collect()
-    }
-
-    #[cold]
-    fn grow(&mut self, index: usize) {
-        let len = (index + 1).max(self.running.len() + gentle_step(self.running.len()));
-        self.running.reserve_exact(len - self.running.len());
-        self.running.resize(len, IDLE);
     }
 }
 
