@@ -103,7 +103,7 @@ impl Drop for Running {
 /// The bytes in a line like `Rss:   12 kB`.
 pub fn kib_line(text: &str, name: &str) -> Fallible<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name));
-    let number = rest.and_then(|rest| rest.split_whitespace().nth(1));
+    let number = rest.and_then(|rest| rest.split_whitespace().next());
     let kib: u64 = number
         .ok_or(format!("the kernel tells no {name}"))?
         .parse()?;
