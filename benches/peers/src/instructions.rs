@@ -8,17 +8,23 @@ use crate::Fallible;
 use crate::load::{Driver, Length, Load};
 use crate::options::Options;
 use crate::process::Running;
+use crate::record::{Instructions, Log, Record};
 use crate::servers::Server;
 
 const MESSAGES: [u64; 2] = [20_000, 60_000];
 
 /// The command.
 pub fn run(options: &Options) -> Fallible<()> {
+    let mut log = Log::to(options.json.as_ref())?;
     println!("| server | instructions/message |\n|---|---|");
     for server in &options.servers {
         let [few, many] = MESSAGES.map(|count| total(server, options, count));
         let each = (many? as f64 - few? as f64) / (MESSAGES[1] - MESSAGES[0]) as f64;
-        println!("| {} | {each:.1} |", server.name);
+        println!("| {} | {each:.0} |", server.name);
+        log.write(&Record::Instructions(Instructions {
+            server: server.name.into(),
+            instructions: each,
+        }))?;
     }
     Ok(())
 }

@@ -7,12 +7,15 @@ mod load;
 mod memory;
 mod net;
 mod options;
+mod plot;
 mod process;
 mod record;
+mod report;
 mod scale;
 mod seed;
 mod servers;
 mod smoke;
+mod spin;
 mod stats;
 mod table;
 mod uring;
@@ -45,6 +48,9 @@ fn main() -> ExitCode {
         "seed" => seed::run(&options),
         "memory" => memory::run(&options),
         "instructions" => instructions::run(&options),
+        "spin" => spin::run(&options),
+        "plot" => plot::run(&options),
+        "report" => report::run(&options),
         "serve" => serve(&options),
         "load" => load(&options),
         other => return bad_arguments(&format!("there is no command {other}")),

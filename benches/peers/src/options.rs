@@ -1,6 +1,7 @@
 //! The arguments.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::prelude::*;
@@ -15,14 +16,21 @@ peers scale  [--servers A,B] [--pairs 5] [--seconds 1] [--json FILE]
 peers seed   [--servers A,B] [--pairs 3] [--json FILE]
 peers memory [--servers A,B] [--connections 10000] [--pairs 3] [--json FILE]
 peers serve  --server NAME [--addr 127.0.0.1:0] [--pin CPU] [--closes N]
-peers instructions [--servers A,B] [--workload W2]
+peers spin   [--pairs 5] [--seconds 1] [--json FILE]
+peers instructions [--servers A,B] [--workload W2] [--json FILE]
+peers plot   [--from DIR] [--out DIR]
+peers report [--parts table,scale,sweep,seed,memory,instructions,spin] [--document FILE]
+             [--out DIR]
 peers load   --addr HOST:PORT [--workload W2 | --connections 100 --size 128 --outstanding 1]
-             [--seconds 1 | --messages N] [--idle 0] [--driver io_uring|epoll] [--pin CPU]
+             [--seconds 1 | --messages N] [--idle 0] [--driver io_uring|epoll|spin] [--pin CPU]
 
 A workload is one of W1 W2 W3 W3b W4 W5, CONNECTIONSxSIZE, CONNECTIONSxSIZExOUTSTANDING, or sweep: 128
 bytes on 1 to 10,000 connections.";
 
 const SWEEP: [usize; 5] = [1, 10, 100, 1_000, 10_000];
+
+/// Where the report's lines and plots are.
+const MEASURED: &str = "docs/measured";
 
 pub struct Options {
     pub command: String,
@@ -32,6 +40,10 @@ pub struct Options {
     pub time: Duration,
     pub messages: Option<u64>,
     pub json: Option<String>,
+    pub from: PathBuf,
+    pub out: PathBuf,
+    pub document: PathBuf,
+    pub parts: Vec<String>,
     pub addr: SocketAddr,
     pub shape: Shape,
     pub idle: usize,
@@ -71,6 +83,13 @@ impl Options {
                 Long("seconds") => options.time = args.value()?.parse_with(seconds)?,
                 Long("messages") => options.messages = Some(args.value()?.parse()?),
                 Long("json") => options.json = Some(args.value()?.string()?),
+                Long("from") => options.from = args.value()?.into(),
+                Long("out") => options.out = args.value()?.into(),
+                Long("document") => options.document = args.value()?.into(),
+                Long("parts") => {
+                    let names = args.value()?.string()?;
+                    options.parts = names.split(',').map(String::from).collect();
+                }
                 Long("addr") => options.addr = args.value()?.parse()?,
                 Long("connections") => {
                     options.shape.connections = args.value()?.parse_with(count)?
@@ -93,7 +112,7 @@ impl Options {
         Options {
             rounds: match command.as_str() {
                 "table" => 9,
-                "scale" => 5,
+                "scale" | "spin" => 5,
                 _ => 3,
             },
             shape: Shape {
@@ -110,6 +129,10 @@ impl Options {
             time: Duration::from_secs(1),
             messages: None,
             json: None,
+            from: MEASURED.into(),
+            out: MEASURED.into(),
+            document: "docs/performance.md".into(),
+            parts: Vec::new(),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             idle: 0,
             driver: Driver::Best,
@@ -177,6 +200,7 @@ fn driver(text: &str) -> Result<Driver, String> {
     match text {
         "io_uring" => Ok(Driver::Uring),
         "epoll" => Ok(Driver::Epoll),
-        _ => Err("io_uring or epoll is expected".into()),
+        "spin" => Ok(Driver::Spinning),
+        _ => Err("io_uring, epoll or spin is expected".into()),
     }
 }

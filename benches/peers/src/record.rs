@@ -1,9 +1,10 @@
 //! What is measured, as lines of JSON.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Fallible;
 use crate::load::{Driver, Length, Load, Shape, idle};
@@ -11,17 +12,18 @@ use crate::process::Running;
 use crate::servers::Server;
 
 /// One line.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Record {
     Echo(Echo),
     Calls(Calls),
     Seed(Seed),
     Memory(Memory),
+    Instructions(Instructions),
 }
 
 /// One server under one load, once.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Echo {
     pub workload: String,
     pub server: String,
@@ -39,7 +41,7 @@ pub struct Echo {
 }
 
 /// System calls for each message.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Calls {
     pub workload: String,
     pub server: String,
@@ -47,7 +49,7 @@ pub struct Calls {
 }
 
 /// The time until a message was echoed on each of so many connections.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seed {
     pub server: String,
     pub connections: usize,
@@ -55,7 +57,7 @@ pub struct Seed {
 }
 
 /// Bytes for each idle connection.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
     pub server: String,
     pub connections: usize,
@@ -64,19 +66,27 @@ pub struct Memory {
     pub kernel: f64,
 }
 
+/// User-space instructions for each message.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Instructions {
+    pub server: String,
+    pub instructions: f64,
+}
+
 /// Which load it is, and beside how many idle connections.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub workload: String,
     pub shape: Shape,
     pub idle: usize,
+    pub driver: Driver,
 }
 
 /// Runs one server under one load.
 pub fn echo(server: &Server, case: &Case, round: usize, length: Length) -> Fallible<Echo> {
     let running = Running::start(server)?;
     let _idle = idle(running.addr, case.idle)?;
-    let mut load = Load::connect(running.addr, case.shape, Driver::Best)?;
+    let mut load = Load::connect(running.addr, case.shape, case.driver)?;
     let outcome = load.run(length, || running.cpu_ns())?;
     Ok(Echo {
         workload: case.workload.clone(),
@@ -97,7 +107,7 @@ pub fn echo(server: &Server, case: &Case, round: usize, length: Length) -> Falli
 /// Counts the system calls of one server under one load, if the kernel lets us.
 pub fn calls(server: &Server, case: &Case, length: Length) -> Fallible<Option<Calls>> {
     let running = Running::start(server)?;
-    let mut load = Load::connect(running.addr, case.shape, Driver::Best)?;
+    let mut load = Load::connect(running.addr, case.shape, case.driver)?;
     let Some(calls) = crate::calls::Calls::of(&running) else {
         return Ok(None);
     };
@@ -107,6 +117,17 @@ pub fn calls(server: &Server, case: &Case, length: Length) -> Fallible<Option<Ca
         server: server.name.into(),
         calls: outcome.each(),
     }))
+}
+
+/// The lines of a file, if there is one.
+pub fn read(path: &Path) -> Fallible<Vec<Record>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let lines = BufReader::new(File::open(path)?).lines();
+    lines
+        .map(|line| Ok(serde_json::from_str(&line?)?))
+        .collect()
 }
 
 /// Where lines go: a file, or nowhere.

@@ -1,6 +1,7 @@
 //! What idle connections cost the busy ones: 100 of them beside more and more that do nothing.
 
 use crate::Fallible;
+use crate::load::Driver;
 use crate::options::Options;
 use crate::process::{LOAD_CPU, pin};
 use crate::record::{Case, Log};
@@ -19,8 +20,9 @@ pub fn run(options: &Options) -> Fallible<()> {
             workload: format!("{idle} idle"),
             shape: options.shape,
             idle,
+            driver: Driver::Best,
         };
-        let samples = measure(options, &case, &mut log)?;
+        let samples = measure(options, &options.servers, &case, &mut log)?;
         for server in &options.servers {
             let own = samples.iter().filter(|sample| sample.server == server.name);
             let cpu = Spread::of(own.clone().map(|sample| sample.cpu_us));

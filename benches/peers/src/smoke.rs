@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::load::{Length, Shape};
+use crate::load::{Driver, Length, Shape};
 use crate::record::{Case, echo};
 use crate::{DENIED, Fallible, servers};
 
@@ -20,9 +20,10 @@ pub fn run() -> Fallible<()> {
         workload: "smoke".into(),
         shape: SHAPE,
         idle: 10,
+        driver: Driver::Best,
     };
     let mut failed = 0;
-    for server in servers::ALL {
+    for server in servers::ALL.iter().chain(servers::SPINNING) {
         match echo(server, &case, 0, LENGTH).map_err(|error| error.to_string()) {
             Ok(sample) => println!("{}: {:.0} messages/s", server.name, sample.per_second),
             Err(error) if error.starts_with(DENIED) => {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::Fallible;
-use crate::load::Length;
+use crate::load::{Driver, Length};
 use crate::options::Options;
 use crate::process::{LOAD_CPU, pin};
 use crate::record::{Case, Echo, Log, Record, calls, echo};
@@ -23,10 +23,11 @@ pub fn run(options: &Options) -> Fallible<()> {
             workload: workload.clone(),
             shape: *shape,
             idle: 0,
+            driver: Driver::Best,
         };
-        let samples = measure(options, &case, &mut log)?;
+        let samples = measure(options, &options.servers, &case, &mut log)?;
         println!(
-            "\n{workload}: {} connections, {} bytes, {} on the way each; {} rounds\n",
+            "\n### {workload}: {} connections, {} bytes, {} on the way each; {} rounds\n",
             shape.connections, shape.size, shape.outstanding, options.rounds
         );
         let rows = Rows {
@@ -39,8 +40,12 @@ pub fn run(options: &Options) -> Fallible<()> {
 }
 
 /// All servers under one load, in turn. One that fails is named, and missing from the table.
-pub fn measure(options: &Options, case: &Case, log: &mut Log) -> Fallible<Vec<Echo>> {
-    let servers = &options.servers;
+pub fn measure(
+    options: &Options,
+    servers: &[&'static Server],
+    case: &Case,
+    log: &mut Log,
+) -> Fallible<Vec<Echo>> {
     let mut samples = Vec::new();
     for round in 0..options.rounds {
         for place in 0..servers.len() {

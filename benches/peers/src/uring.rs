@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::types::BufRingEntry;
+use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, squeue};
 
 use crate::Fallible;
@@ -67,10 +67,26 @@ impl Ring {
         self.completions.sync();
     }
 
+    /// Submits, and lets the kernel do what is due, without sleeping.
+    pub fn look(&mut self) {
+        self.submissions.sync();
+        let no_time = Timespec::new();
+        let args = SubmitArgs::new().timespec(&no_time);
+        // As above. That the time is over is no failure.
+        let _ = self.submitter.submit_with_args(1, &args);
+        self.submissions.sync();
+        self.completions.sync();
+    }
+
     /// The next completion, if there is one.
     #[inline]
     pub fn next(&mut self) -> Option<cqueue::Entry> {
         self.completions.next()
+    }
+
+    /// Whether there is no completion.
+    pub fn is_empty(&self) -> bool {
+        self.completions.is_empty()
     }
 
     /// Whether the kernel holds completions for which there was no room.

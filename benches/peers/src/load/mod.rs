@@ -63,6 +63,8 @@ pub enum Driver {
     /// io_uring, else readiness.
     Best,
     Uring,
+    /// io_uring, looking again and again instead of sleeping.
+    Spinning,
     Epoll,
 }
 
@@ -103,11 +105,11 @@ impl Load {
         let clients = Clients::new(shape)?;
         let ring = match driver {
             Driver::Epoll => None,
-            Driver::Uring => Some(Ring::new()?),
+            Driver::Uring | Driver::Spinning => Some(Ring::new()?),
             Driver::Best => Ring::new().ok(),
         };
         let driver: Box<dyn Drive> = match ring {
-            Some(ring) => Box::new(ring.with(sockets)),
+            Some(ring) => Box::new(ring.with(sockets, driver == Driver::Spinning)),
             None => Box::new(Ready::new(sockets)?),
         };
         Ok(Load { clients, driver })

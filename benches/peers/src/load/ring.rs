@@ -21,6 +21,7 @@ pub struct Ring {
     ring: uring::Ring,
     buffers: uring::Buffers,
     connections: Vec<Connection>,
+    spinning: bool,
 }
 
 struct Connection {
@@ -38,10 +39,13 @@ impl Ring {
             buffers: uring::Buffers::new(&ring)?,
             ring,
             connections: Vec::new(),
+            spinning: false,
         })
     }
 
-    pub fn with(mut self, sockets: Vec<TcpStream>) -> Self {
+    /// Takes the clients' sockets. Spinning, a turn does not sleep but looks until there is something.
+    pub fn with(mut self, sockets: Vec<TcpStream>, spinning: bool) -> Self {
+        self.spinning = spinning;
         let connection = |socket| Connection {
             socket,
             sent: 0,
@@ -145,7 +149,14 @@ impl Drive for Ring {
                 self.send(clients, index);
             }
         }
-        self.ring.enter(1);
+        if self.spinning {
+            self.ring.look();
+            while self.ring.is_empty() {
+                self.ring.look();
+            }
+        } else {
+            self.ring.enter(1);
+        }
         clients.tick();
         while let Some(entry) = self.ring.next() {
             let index = (entry.user_data() >> 1) as usize;

@@ -11,6 +11,7 @@ mod tokio;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use gaio::BackendKind::{Epoll, IoUring};
 
@@ -65,22 +66,35 @@ pub const ALL: &[Server] = &[
     }),
     floor("floor-epoll", Kind::Epoll, floor_epoll::run),
     peer("gaio-uring-once", Kind::Uring, |listener| {
-        ours::run(listener, IoUring, false)
+        ours::run(listener, IoUring, false, SLEEP)
     }),
     peer("gaio-uring-stream", Kind::Uring, |listener| {
-        ours::run(listener, IoUring, true)
+        ours::run(listener, IoUring, true, SLEEP)
     }),
     peer("gaio-epoll-once", Kind::Epoll, |listener| {
-        ours::run(listener, Epoll, false)
+        ours::run(listener, Epoll, false, SLEEP)
     }),
     peer("gaio-epoll-stream", Kind::Epoll, |listener| {
-        ours::run(listener, Epoll, true)
+        ours::run(listener, Epoll, true, SLEEP)
     }),
     peer("mio", Kind::Epoll, mio::run),
     peer("tokio", Kind::Epoll, tokio::run),
     peer("monoio", Kind::Uring, monoio::run),
     peer("compio", Kind::Uring, compio::run),
 ];
+
+/// Ours, looking for so long before they sleep: for the round trip of one connection.
+pub const SPINNING: &[Server] = &[
+    peer("gaio-uring-spin", Kind::Uring, |listener| {
+        ours::run(listener, IoUring, false, SPIN)
+    }),
+    peer("gaio-epoll-spin", Kind::Epoll, |listener| {
+        ours::run(listener, Epoll, false, SPIN)
+    }),
+];
+
+const SLEEP: Duration = Duration::ZERO;
+const SPIN: Duration = Duration::from_millis(1);
 
 /// Connections that may close before the process ends; none is no limit.
 static CLOSES_LEFT: AtomicUsize = AtomicUsize::new(0);
@@ -102,5 +116,7 @@ fn closed() {
 
 /// The server of that name.
 pub fn find(name: &str) -> Option<&'static Server> {
-    ALL.iter().find(|server| server.name == name)
+    ALL.iter()
+        .chain(SPINNING)
+        .find(|server| server.name == name)
 }

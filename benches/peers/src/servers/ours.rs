@@ -1,15 +1,17 @@
 //! gaio: the loop of its README.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use gaio::{BackendKind, Choice, Operation, Results, Watcher};
 
 use super::closed;
 use crate::Fallible;
 
-pub fn run(listener: TcpListener, kind: BackendKind, stream: bool) -> Fallible<()> {
+pub fn run(listener: TcpListener, kind: BackendKind, stream: bool, spin: Duration) -> Fallible<()> {
     let mut watcher = Watcher::<()>::builder()
         .backend(Choice::Only(kind))
+        .spin(spin)
         .build()?;
     let listener = watcher.listen(listener)?;
     watcher.accept((), listener)?;
