@@ -1,7 +1,10 @@
 //! The load's driver on io_uring: one multishot receive for each connection, and sends that do not
-//! wait, whose success needs no completion (see the floor).
+//! wait, whose success needs no completion (see the floor). One ring serves all loads of a process,
+//! one after the other: a thread can register only sixteen.
 
-use std::net::TcpStream;
+use std::cell::RefCell;
+use std::net::{Shutdown, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
 
 use io_uring::types::{Fd, TimeoutFlags, Timespec};
@@ -17,9 +20,24 @@ const SEND: u64 = 1;
 /// Not an index.
 const TICK: u64 = u64::MAX;
 
-pub struct Ring {
+/// How long the last operations of a load may take to end.
+const TICKS_MAX: u32 = 5;
+
+thread_local! {
+    /// The ring of the load before, on which nothing runs but the tick.
+    static IDLE: RefCell<Option<Queues>> = const { RefCell::new(None) };
+}
+
+struct Queues {
     ring: uring::Ring,
     buffers: uring::Buffers,
+}
+
+/// Queues that are idle again after the drop.
+struct Lent(Option<Queues>);
+
+pub struct Ring {
+    queues: Lent,
     connections: Vec<Connection>,
     spinning: bool,
 }
@@ -30,14 +48,28 @@ struct Connection {
     sent: u32,
     /// The socket is full: a send that waits is on its way.
     full: bool,
+    receiving: bool,
+}
+
+impl Queues {
+    fn new() -> Fallible<Self> {
+        if let Some(idle) = IDLE.take() {
+            return Ok(idle);
+        }
+        let mut ring = uring::Ring::new()?;
+        // So that a server that sends nothing back is noticed.
+        let second: &'static Timespec = Box::leak(Box::new(Timespec::new().sec(1)));
+        let tick = opcode::Timeout::new(second).flags(TimeoutFlags::MULTISHOT);
+        ring.push(&tick.build().user_data(TICK));
+        let buffers = uring::Buffers::new(&ring)?;
+        Ok(Queues { ring, buffers })
+    }
 }
 
 impl Ring {
     pub fn new() -> Fallible<Self> {
-        let ring = uring::Ring::new()?;
         Ok(Ring {
-            buffers: uring::Buffers::new(&ring)?,
-            ring,
+            queues: Lent(Some(Queues::new()?)),
             connections: Vec::new(),
             spinning: false,
         })
@@ -50,20 +82,19 @@ impl Ring {
             socket,
             sent: 0,
             full: false,
+            receiving: false,
         };
         self.connections = sockets.into_iter().map(connection).collect();
         (0..self.connections.len()).for_each(|index| self.receive(index));
-        // So that a server that sends nothing back is noticed.
-        let second: &'static Timespec = Box::leak(Box::new(Timespec::new().sec(1)));
-        let tick = opcode::Timeout::new(second).flags(TimeoutFlags::MULTISHOT);
-        self.ring.push(&tick.build().user_data(TICK));
         self
     }
 
     fn receive(&mut self, index: usize) {
+        self.connections[index].receiving = true;
         let fd = Fd(self.connections[index].socket.as_raw_fd());
         let entry = opcode::RecvMulti::new(fd, 0).build();
-        self.ring
+        self.queues
+            .ring
             .push(&entry.user_data((index as u64) << 1 | RECEIVE));
     }
 
@@ -88,7 +119,9 @@ impl Ring {
             0 => entry,
             _ => entry.flags(squeue::Flags::SKIP_SUCCESS),
         };
-        self.ring.push(&entry.user_data((index as u64) << 1 | SEND));
+        self.queues
+            .ring
+            .push(&entry.user_data((index as u64) << 1 | SEND));
     }
 
     fn received(
@@ -97,18 +130,19 @@ impl Ring {
         index: usize,
         entry: &cqueue::Entry,
     ) -> Fallible<()> {
+        self.connections[index].receiving = cqueue::more(entry.flags());
         match u32::try_from(entry.result()) {
             Ok(0) => return Err("the server closed a connection".into()),
             Ok(len) => {
-                let chunk = self.buffers.take(len, entry.flags());
-                clients.came(index, self.buffers.bytes(&chunk))?;
-                self.buffers.give_back(chunk.buffer);
+                let chunk = self.queues.buffers.take(len, entry.flags());
+                clients.came(index, self.queues.buffers.bytes(&chunk))?;
+                self.queues.buffers.give_back(chunk.buffer);
             }
             // It has buffers again by now.
             Err(_) if entry.result() == -libc::ENOBUFS => {}
             Err(_) => return Err(error("receive", entry.result())),
         }
-        if !cqueue::more(entry.flags()) {
+        if !self.connections[index].receiving {
             self.receive(index);
         }
         Ok(())
@@ -143,22 +177,22 @@ impl Drive for Ring {
     fn turn(&mut self, clients: &mut Clients) -> Fallible<()> {
         clients.tick();
         // Else sends that failed may not have said so yet.
-        if !self.ring.overflowed() {
+        if !self.queues.ring.overflowed() {
             clients.begin_sending();
             while let Some(index) = clients.next_dirty() {
                 self.send(clients, index);
             }
         }
         if self.spinning {
-            self.ring.look();
-            while self.ring.is_empty() {
-                self.ring.look();
+            self.queues.ring.look();
+            while self.queues.ring.is_empty() {
+                self.queues.ring.look();
             }
         } else {
-            self.ring.enter(1);
+            self.queues.ring.enter(1);
         }
         clients.tick();
-        while let Some(entry) = self.ring.next() {
+        while let Some(entry) = self.queues.ring.next() {
             let index = (entry.user_data() >> 1) as usize;
             match entry.user_data() & 1 {
                 _ if entry.user_data() == TICK => {}
@@ -167,5 +201,67 @@ impl Drive for Ring {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Ring {
+    /// Ends what runs, so that the ring can serve another load.
+    fn drop(&mut self) {
+        for connection in &self.connections {
+            // One that the server has closed is as good.
+            let _ = connection.socket.shutdown(Shutdown::Both);
+        }
+        let mut ticks = 0;
+        while (self.connections.iter()).any(|connection| connection.receiving || connection.full) {
+            self.queues.ring.enter(1);
+            while let Some(entry) = self.queues.ring.next() {
+                if entry.user_data() == TICK {
+                    ticks += 1;
+                } else {
+                    self.end(&entry);
+                }
+            }
+            if ticks > TICKS_MAX {
+                // Left alone for good: something still runs there.
+                std::mem::forget(self.queues.0.take());
+                return;
+            }
+        }
+    }
+}
+
+impl Ring {
+    /// Takes a completion that nobody waits for any more.
+    fn end(&mut self, entry: &cqueue::Entry) {
+        let connection = &mut self.connections[(entry.user_data() >> 1) as usize];
+        if entry.user_data() & 1 == SEND {
+            connection.full = false;
+            return;
+        }
+        connection.receiving = cqueue::more(entry.flags());
+        if let Ok(len @ 1..) = u32::try_from(entry.result()) {
+            let chunk = self.queues.buffers.take(len, entry.flags());
+            self.queues.buffers.give_back(chunk.buffer);
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        IDLE.set(self.0.take());
+    }
+}
+
+impl Deref for Lent {
+    type Target = Queues;
+
+    fn deref(&self) -> &Queues {
+        self.0.as_ref().expect("there until the drop")
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Queues {
+        self.0.as_mut().expect("there until the drop")
     }
 }
