@@ -1,4 +1,4 @@
-//! Every server, for a moment: whether it runs at all, and sends back what it gets.
+//! Every server, for a second: whether it runs at all, and sends back what it gets.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ const SHAPE: Shape = Shape {
     size: 30_000,
     outstanding: 4,
 };
-const LENGTH: Length = Length::Time(Duration::from_millis(300));
+/// With the warm-up a second.
+const LENGTH: Length = Length::Time(Duration::from_millis(700));
 
 /// The command.
 pub fn run() -> Fallible<()> {
