@@ -23,18 +23,20 @@ pub fn run(options: &Options) -> Fallible<()> {
 /// Draws what there are lines for.
 pub fn draw_all(from: &Path, out: &Path) -> Fallible<()> {
     std::fs::create_dir_all(out)?;
-    let mut sweep = Vec::new();
-    for record in read(&from.join("sweep.jsonl"))? {
-        if let Record::Echo(echo) = record {
-            sweep.push(echo);
-        }
-    }
-    let mut seeds = Vec::new();
-    for record in read(&from.join("seed.jsonl"))? {
-        if let Record::Seed(seed) = record {
-            seeds.push(seed);
-        }
-    }
+    let sweep: Vec<Echo> = read(&from.join("sweep.jsonl"))?
+        .into_iter()
+        .filter_map(|record| match record {
+            Record::Echo(echo) => Some(echo),
+            _ => None,
+        })
+        .collect();
+    let seeds: Vec<Seed> = read(&from.join("seed.jsonl"))?
+        .into_iter()
+        .filter_map(|record| match record {
+            Record::Seed(seed) => Some(seed),
+            _ => None,
+        })
+        .collect();
     if !sweep.is_empty() {
         draw_sweep(&sweep, out)?;
     }
@@ -46,24 +48,33 @@ pub fn draw_all(from: &Path, out: &Path) -> Fallible<()> {
 
 /// Throughput and CPU against connections.
 fn draw_sweep(samples: &[Echo], out: &Path) -> Fallible<()> {
-    let throughput = Figure {
-        title: "Messages a second, 128 bytes",
-        x: "connections",
-        y: "messages/s",
-        curves: curves(samples, |sample| sample.per_second),
-    };
-    let (x, y) = throughput.ranges();
-    let path = out.join("throughput.svg");
-    throughput.draw(&path, (1.0..x).log_scale(), (y.0..y.1).log_scale())?;
-    let cpu = Figure {
-        title: "CPU of the server for each message, 128 bytes",
-        x: "connections",
-        y: "µs",
-        curves: curves(samples, |sample| sample.cpu_us),
-    };
-    let (x, y) = cpu.ranges();
-    let path = out.join("cpu.svg");
-    cpu.draw(&path, (1.0..x).log_scale(), (y.0..y.1).log_scale())
+    let per_second: fn(&Echo) -> f64 = |sample| sample.per_second;
+    let cpu: fn(&Echo) -> f64 = |sample| sample.cpu_us;
+    for (file, title, y, of) in [
+        (
+            "throughput.svg",
+            "Messages a second, 128 bytes",
+            "messages/s",
+            per_second,
+        ),
+        (
+            "cpu.svg",
+            "CPU of the server for each message, 128 bytes",
+            "µs",
+            cpu,
+        ),
+    ] {
+        let figure = Figure {
+            title,
+            x: "connections",
+            y,
+            curves: curves(samples, of),
+        };
+        let (x, (least, most)) = figure.ranges();
+        let (x, y) = ((1.0..x).log_scale(), (least..most).log_scale());
+        figure.draw(&out.join(file), x, y)?;
+    }
+    Ok(())
 }
 
 /// The medians of each server by connections.

@@ -135,8 +135,10 @@ impl Ring {
             Ok(0) => return Err("the server closed a connection".into()),
             Ok(len) => {
                 let chunk = self.queues.buffers.take(len, entry.flags());
-                clients.came(index, self.queues.buffers.bytes(&chunk))?;
+                let checked = clients.came(index, self.queues.buffers.bytes(&chunk));
+                // Whatever came: the next load wants the buffer.
                 self.queues.buffers.give_back(chunk.buffer);
+                checked?;
             }
             // It has buffers again by now.
             Err(_) if entry.result() == -libc::ENOBUFS => {}
@@ -184,9 +186,11 @@ impl Drive for Ring {
             }
         }
         if self.spinning {
-            self.queues.ring.look();
-            while self.queues.ring.is_empty() {
+            loop {
                 self.queues.ring.look();
+                if !self.queues.ring.is_empty() {
+                    break;
+                }
             }
         } else {
             self.queues.ring.enter(1);
@@ -212,14 +216,19 @@ impl Drop for Ring {
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
         let mut ticks = 0;
-        while (self.connections.iter()).any(|connection| connection.receiving || connection.full) {
-            self.queues.ring.enter(1);
+        loop {
+            // Also what was pushed and not submitted: it names sockets that are about to close.
+            self.queues.ring.look();
             while let Some(entry) = self.queues.ring.next() {
                 if entry.user_data() == TICK {
                     ticks += 1;
                 } else {
                     self.end(&entry);
                 }
+            }
+            let running = |connection: &Connection| connection.receiving || connection.full;
+            if !self.connections.iter().any(running) {
+                return;
             }
             if ticks > TICKS_MAX {
                 // Left alone for good: something still runs there.
