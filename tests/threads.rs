@@ -588,6 +588,25 @@ backends! {
             assert_eq!(results[0].data(), b"data");
         }
     }
+
+    /// What arrives arises within the signal of another event: three loops, one in the other, and an
+    /// event of the system's own.
+    fn nested_in_a_nested_watcher(kind: BackendKind) {
+        let (mut inner, conn, mut peer) = connected(kind);
+        let mut outer = watcher(kind);
+        let inside = outer.delegate(descriptor(&inner)).unwrap();
+        outer.as_fd();
+        for round in 0..100 {
+            inner.read(round, conn, None).unwrap();
+            assert!(settle(&mut inner).is_empty());
+            outer.ready(round, inside, Interest::Readable).unwrap();
+            assert!(settle(&mut outer).is_empty(), "in round {round}");
+            peer.write_all(b"data").unwrap();
+            let res = &polled(&mut outer)[0];
+            assert_eq!((res.operation, res.context), (Operation::Ready, round));
+            assert_eq!(settle(&mut inner)[0].data(), b"data");
+        }
+    }
 }
 
 /// What another loop would keep of the watcher: its descriptor, asked for once.

@@ -7,6 +7,9 @@ use super::Uring;
 use crate::error::Errno;
 use crate::{Counting, Sink, Until, sys};
 
+/// What [`sys::clear_event`] takes for an event that has not been signalled.
+const CALLS_IF_CLEAR: u64 = 1;
+
 /// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
 /// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
 /// read by the ring then: an event that arises within an event's signal is put off by the kernel.
@@ -52,11 +55,32 @@ impl Uring {
     /// Takes back the events that made the descriptor readable: their cause was looked at.
     pub(super) fn clear_nest(&mut self) {
         if let Some(nest) = self.nest.get() {
-            self.counts.others += sys::clear_event(nest.event.as_fd());
+            let calls = sys::clear_event(nest.event.as_fd());
+            self.counts.others += calls;
+            if calls > CALLS_IF_CLEAR {
+                self.counts.others += self.renew_registration(nest);
+            }
             if !self.wake_armed {
                 self.counts.others += sys::clear_event(self.waker.event());
             }
         }
+    }
+
+    /// Kernels from 6.10 on lose all but the first of the signals that they put off, until the event
+    /// is registered anew. They put off what arises within another event's signal (a loop in a loop
+    /// in a loop), and some 6.12 every one for an arrival. Which signal was put off cannot be seen.
+    /// What arrives between the two calls is told by the ring's flags, which the round looks at next.
+    fn renew_registration(&self, nest: &Nest) -> u64 {
+        let _ = self.submitter.unregister_eventfd();
+        if self
+            .submitter
+            .register_eventfd(nest.event.as_raw_fd())
+            .is_err()
+        {
+            // No memory: stay readable, so that the next round tries again.
+            sys::signal_event(nest.event.as_fd());
+        }
+        2
     }
 
     fn build_nest(&self) -> Result<Nest, Errno> {

@@ -9,6 +9,7 @@ use crate::error::Refusal;
 
 /// Operations of `io_uring_register(2)` that come after: by their numbers in the kernel's header.
 const REGISTER_EVENTFD: u8 = 4;
+const UNREGISTER_EVENTFD: u8 = 5;
 const REGISTER_ENABLE_RINGS: u8 = 12;
 const REGISTER_RING_FDS: u8 = 20;
 const UNREGISTER_RING_FDS: u8 = 21;
@@ -29,6 +30,7 @@ pub(super) fn restrict(ring: &IoUring) -> Result<(), Refusal> {
     ];
     let registrations = [
         REGISTER_EVENTFD,
+        UNREGISTER_EVENTFD,
         REGISTER_ENABLE_RINGS,
         REGISTER_RING_FDS,
         UNREGISTER_RING_FDS,
