@@ -56,6 +56,7 @@ backends! {
         assert_eq!(collect(&mut watcher, 2).len(), 2);
         let endless = watcher.read(13, client, vec![0; 8]).unwrap();
         quiet(&mut watcher);
+        assert!(!readable(&watcher, Duration::ZERO), "nothing to say, and yet readable");
         watcher.cancel(endless);
         assert_eq!(error_kind(&next(&mut watcher)), Some(ErrorKind::Cancelled));
     }
