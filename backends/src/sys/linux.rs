@@ -125,16 +125,17 @@ pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
     unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }
 
-/// Takes an eventfd back to zero, without blocking if it is. Returns how many calls that took.
+/// Takes an eventfd back to zero, without blocking if it is: a look, and a read only if the look
+/// finds it signalled. Returns whether it was.
 #[cfg(any(gaio_uring, gaio_kqueue_model))]
-pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> u64 {
+pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> bool {
     if super::is_ready(fd.as_raw_fd(), crate::Interest::Readable) != Ok(true) {
-        return 1;
+        return false;
     }
     let mut count = [0u8; 8];
     // SAFETY: eight bytes, borrowed for the call. It is readable, and has this one reader.
     unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    2
+    true
 }
 
 /// A close-on-exec `timerfd(2)` on the monotonic clock.

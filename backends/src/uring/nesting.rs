@@ -7,9 +7,6 @@ use super::Uring;
 use crate::error::Errno;
 use crate::{Counting, Sink, Until, sys};
 
-/// What [`sys::clear_event`] takes for an event that has not been signalled.
-const CALLS_IF_CLEAR: u64 = 1;
-
 /// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
 /// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
 /// read by the ring then: an event that arises within an event's signal is put off by the kernel.
@@ -55,13 +52,14 @@ impl Uring {
     /// Takes back the events that made the descriptor readable: their cause was looked at.
     pub(super) fn clear_nest(&mut self) {
         if let Some(nest) = self.nest.get() {
-            let calls = sys::clear_event(nest.event.as_fd());
-            self.counts.others += calls;
-            if calls > CALLS_IF_CLEAR {
+            let signalled = sys::clear_event(nest.event.as_fd());
+            self.counts.others += 1 + u64::from(signalled);
+            if signalled {
                 self.counts.others += self.renew_registration(nest);
             }
             if !self.wake_armed {
-                self.counts.others += sys::clear_event(self.waker.event());
+                let signalled = sys::clear_event(self.waker.event());
+                self.counts.others += 1 + u64::from(signalled);
             }
         }
     }
@@ -70,6 +68,7 @@ impl Uring {
     /// is registered anew. They put off what arises within another event's signal (a loop in a loop
     /// in a loop), and some 6.12 every one for an arrival. Which signal was put off cannot be seen.
     /// What arrives between the two calls is told by the ring's flags, which the round looks at next.
+    /// Returns how many calls it made.
     fn renew_registration(&self, nest: &Nest) -> u64 {
         let _ = self.submitter.unregister_eventfd();
         if self
