@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use gaio_backends::select::BackendInfo;
 use gaio_backends::{
-    Address, Backend, Buffer, Completion, Credit, Doing, Error, ErrorKind, Interest, Load, Result,
-    Selected, SocketKind, Until, classify, peer_addr, pin_thread, stream_socket,
+    Address, Backend, Buffer, Credit, Doing, Error, ErrorKind, Interest, Load, Result, Selected,
+    SocketKind, Until, classify, peer_addr, pin_thread, stream_socket,
 };
 
 use crate::builder::Builder;
@@ -65,8 +65,6 @@ pub struct Watcher<C = ()> {
     inbox: Arc<Inbox<C>>,
     /// Messages taken from the inbox; kept for its memory.
     messages: Vec<Message<C>>,
-    /// Completions of the current turn; likewise.
-    reaped: Vec<Completion>,
     info: BackendInfo,
     /// How long to look for results before sleeping.
     spin: Duration,
@@ -105,7 +103,6 @@ impl<C> Watcher<C> {
             engine: Engine::new(Arc::clone(&ids), stream_window, swap_buffer_size),
             inbox: Arc::new(Inbox::new(waker, ids)),
             messages: Vec::new(),
-            reaped: Vec::new(),
             info,
             spin,
             owner: None,

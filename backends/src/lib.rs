@@ -24,7 +24,6 @@ mod nest;
 pub mod select;
 #[cfg(feature = "sim")]
 pub mod sim;
-mod sink;
 mod slots;
 pub mod swap;
 mod sys;
@@ -42,8 +41,6 @@ pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 pub use loads::{Load, Loads};
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
-use sink::Counting;
-pub use sink::Sink;
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
@@ -127,12 +124,18 @@ pub trait Backend {
     /// The system's refusal.
     fn bind(&mut self) -> Result<(), Errno>;
 
-    /// Runs what was started, sleeps if nothing is complete, hands out completions. A signal may
-    /// end the sleep early. Returns true if there is more to do without sleeping.
+    /// Runs what was started, and sleeps if nothing is complete. A signal may end the sleep early.
     ///
     /// # Errors
     /// The system refuses the call that waits.
-    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno>;
+    fn wait(&mut self, until: Until) -> Result<(), Errno>;
+
+    /// The next completion of the turn that the last [`wait`](Backend::wait) began. Whoever stops
+    /// early finds the others after the next `wait`, which does not sleep then.
+    fn next(&mut self) -> Option<Completion>;
+
+    /// At the end of a turn: whether there is more to do without sleeping.
+    fn has_work(&mut self) -> bool;
 
     /// A descriptor that is readable when `wait` would have something to hand out, or when the
     /// time last given to [`arm`](Backend::arm) has come. From the first call on, `wait` pays for
@@ -324,14 +327,6 @@ impl Completion {
             result,
             payload: Payload::None,
         }
-    }
-}
-
-impl Payload {
-    /// Takes what there is and leaves nothing.
-    #[inline]
-    pub fn take(&mut self) -> Payload {
-        std::mem::take(self)
     }
 }
 

@@ -20,7 +20,8 @@ use crate::sim::{Sim, World};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
 use crate::{
-    Backend, Counts, Loads, Options, Place, Pool, PoolUse, Request, Sink, SocketKind, Until, Waker,
+    Backend, Completion, Counts, Loads, Options, Place, Pool, PoolUse, Request, SocketKind, Until,
+    Waker,
 };
 
 /// The environment variable that overrides [`Choice::Auto`].
@@ -344,9 +345,17 @@ impl Backend for Selected {
         forward!(self, b => b.bind())
     }
 
-    #[inline]
-    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
-        forward!(self, b => b.wait(until, sink))
+    fn wait(&mut self, until: Until) -> Result<(), Errno> {
+        forward!(self, b => b.wait(until))
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Completion> {
+        forward!(self, b => b.next())
+    }
+
+    fn has_work(&mut self) -> bool {
+        forward!(self, b => b.has_work())
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {

@@ -15,10 +15,14 @@ use crate::results::OpResult;
 impl<C> Engine<C> {
     /// Takes one completion.
     #[inline]
-    pub(crate) fn complete(&mut self, backend: &mut Selected, completion: &mut Completion) {
-        let Completion { key, more, .. } = *completion;
-        let result = completion.result.map(|len| len as usize);
-        let payload = &mut completion.payload;
+    pub(crate) fn complete(&mut self, backend: &mut Selected, completion: Completion) {
+        let Completion {
+            key,
+            more,
+            result,
+            payload,
+        } = completion;
+        let result = result.map(|len| len as usize);
         self.counts.completions += 1;
         let Some(pending) = self.requests.get_mut(key) else {
             return;
@@ -36,7 +40,7 @@ impl<C> Engine<C> {
         }
         if closing {
             let size = result.unwrap_or(0);
-            self.keep(backend, key, count, size, payload.take());
+            self.keep(backend, key, count, size, payload);
             return self.close_out_when_still(backend, slot);
         }
         match what {
@@ -48,11 +52,10 @@ impl<C> Engine<C> {
             },
             What::Write => self.wrote_batch(backend, slot, key, count, result),
             What::ReadStream => {
-                let payload = payload.take();
                 self.stream_step(backend, slot, key, more, result, payload);
             }
             What::ReadFull => self.filled(backend, key, result),
-            What::Accept | What::AcceptOne => match payload.take() {
+            What::Accept | What::AcceptOne => match payload {
                 Payload::Socket(socket) => self.accepted(backend, slot, key, more, socket),
                 _ => self.accept_failed(backend, slot, key, result),
             },
@@ -68,12 +71,12 @@ impl<C> Engine<C> {
         slot: u32,
         key: u32,
         result: Result<usize, Errno>,
-        payload: &mut Payload,
+        payload: Payload,
     ) {
         match result {
             Ok(size) => {
                 self.note_swap_read(size);
-                let buffer = match payload.take() {
+                let buffer = match payload {
                     Payload::Lease(lease) => lease.into(),
                     _ => Buffer::EMPTY,
                 };

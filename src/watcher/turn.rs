@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Completion, Doing, Errno, Error, ErrorKind, Result, Sink, Until};
+use gaio_backends::{Backend, Doing, Errno, Error, ErrorKind, Result, Until};
 
 use super::Watcher;
 use crate::results::Results;
@@ -52,21 +52,19 @@ impl<C> Watcher<C> {
     fn turn(&mut self, max: usize, limit: Until, spin: &mut Spin) -> Result<bool, Errno> {
         self.prepare();
         let until = self.patience(limit, spin);
-        let mut reaped = Reaped {
-            room: max.saturating_sub(self.engine.out.len()).max(1),
-            completions: &mut self.reaped,
-        };
-        let again = self.backend.wait(until, &mut reaped);
+        let waited = self.backend.wait(until);
         self.inbox.waker.awake();
-        let mut reaped = std::mem::take(&mut self.reaped);
-        for completion in &mut reaped {
+        let mut room = max.saturating_sub(self.engine.out.len()).max(1);
+        while room > 0
+            && let Some(completion) = self.backend.next()
+        {
             self.engine.complete(&mut self.backend, completion);
+            room -= 1;
         }
-        reaped.clear();
-        self.reaped = reaped;
+        waited?;
         // What ran out of time is still to be taken back from the kernel.
         let expired = self.engine.expire(&mut self.backend);
-        Ok(again? || expired)
+        Ok(self.backend.has_work() || expired)
     }
 
     fn prepare(&mut self) {
@@ -190,24 +188,6 @@ impl Spin {
                 goes_on
             }
         }
-    }
-}
-
-/// Collects completions, as many as the program takes this turn.
-struct Reaped<'a> {
-    room: usize,
-    completions: &'a mut Vec<Completion>,
-}
-
-impl Sink for Reaped<'_> {
-    #[inline]
-    fn complete(&mut self, completion: Completion) {
-        self.completions.push(completion);
-    }
-
-    #[inline]
-    fn wants_more(&self) -> bool {
-        self.completions.len() < self.room
     }
 }
 

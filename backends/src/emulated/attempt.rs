@@ -9,7 +9,7 @@ use super::engine::{Engine, transferred};
 use super::slot::{Flags, Op, Source};
 use crate::error::Errno;
 use crate::swap::SwapBuf;
-use crate::{Completion, Interest, Lane, Payload, Sink, sys};
+use crate::{Completion, Interest, Lane, Payload, sys};
 
 /// Reads of one stream in one turn, before others get theirs.
 const READS_PER_TURN: usize = 4;
@@ -20,32 +20,27 @@ const ACCEPTS_PER_TURN: usize = 64;
 impl Engine {
     /// Attempts what runs on a lane, whether or not it is thought ready.
     #[inline]
-    pub(super) fn attempt(&mut self, slot: u32, lane: Lane, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
-        match entry.op(lane) {
-            Op::ReadSwap => self.read_swap(slot, sink),
-            Op::Write => self.write(slot, sink),
-            Op::Read => self.read_own(slot, sink),
-            Op::ReadStream => self.read_stream(slot, sink),
-            Op::Accept => self.accept(slot, false, sink),
-            Op::AcceptStream => self.accept(slot, true, sink),
-            Op::Connect => self.connect(slot, sink),
-            Op::Connecting => self.end_connect(slot, sink),
-            Op::Ready => self.check_ready(slot, lane, sink),
-            Op::Idle => {}
+    pub(super) fn attempt(&mut self, slot: u32, lane: Lane) -> Option<Completion> {
+        match self.slots.get(slot as usize)?.op(lane) {
+            Op::ReadSwap => self.read_swap(slot),
+            Op::Write => self.write(slot),
+            Op::Read => self.read_own(slot),
+            Op::ReadStream => self.read_stream(slot),
+            Op::Accept => self.accept(slot, false),
+            Op::AcceptStream => self.accept(slot, true),
+            Op::Connect => self.connect(slot),
+            Op::Connecting => self.end_connect(slot),
+            Op::Ready => self.check_ready(slot, lane),
+            Op::Idle => None,
         }
     }
 
     #[inline]
-    fn read_swap(&mut self, slot: u32, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
+    fn read_swap(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         self.counts.reads += 1;
         let result = match self.cursor.read(entry.fd(), entry.source()) {
-            Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
+            Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
             Err(errno) => Err(errno),
             Ok((len, asked)) => {
                 entry.learn(Lane::Read, len, asked);
@@ -53,50 +48,48 @@ impl Engine {
             }
         };
         entry.set_op(Lane::Read, Op::Idle);
-        sink.complete(Completion {
+        Some(Completion {
             key: entry.key(Lane::Read),
             more: false,
             result,
             payload: leased(self.cursor.lease(None)),
-        });
+        })
     }
 
-    fn read_stream(&mut self, slot: u32, sink: &mut impl Sink) {
-        for _ in 0..READS_PER_TURN {
-            let Some(entry) = self.slots.get_mut(slot as usize) else {
-                return;
-            };
-            self.counts.reads += 1;
-            let (len, asked) = match self.cursor.read(entry.fd(), entry.source()) {
-                Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
-                Err(errno) => return self.finish(slot, Lane::Read, Err(errno), sink),
-                Ok((0, _)) => return self.finish(slot, Lane::Read, Ok(0), sink),
-                Ok(taken) => taken,
-            };
-            entry.learn(Lane::Read, len, asked);
-            let drained = !entry.can_run(Lane::Read);
-            let key = entry.key(Lane::Read);
-            let credit = self.loads.credit(key);
-            sink.complete(Completion {
-                key,
-                more: true,
-                result: Ok(transferred(len)),
-                payload: leased(self.cursor.lease(credit)),
-            });
-            if drained {
-                return;
-            }
-            if !sink.wants_more() {
-                break;
-            }
+    fn read_stream(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
+        self.counts.reads += 1;
+        let (len, asked) = match self.cursor.read(entry.fd(), entry.source()) {
+            Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
+            Err(errno) => return self.finish(slot, Lane::Read, Err(errno)),
+            Ok((0, _)) => return self.finish(slot, Lane::Read, Ok(0)),
+            Ok(taken) => taken,
+        };
+        entry.learn(Lane::Read, len, asked);
+        let key = entry.key(Lane::Read);
+        if entry.can_run(Lane::Read) {
+            self.go_on(slot, READS_PER_TURN);
         }
+        Some(Completion {
+            key,
+            more: true,
+            result: Ok(transferred(len)),
+            payload: leased(self.cursor.lease(self.loads.credit(key))),
+        })
+    }
+
+    /// A stream has more to give: at once, until it is the others' turn.
+    fn go_on(&mut self, slot: u32, steps_max: usize) {
+        self.streak += 1;
+        if self.streak < steps_max {
+            return self.enqueue_first(slot, Lane::Read);
+        }
+        self.streak = 0;
         self.enqueue(slot, Lane::Read);
     }
 
-    fn read_own(&mut self, slot: u32, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
+    fn read_own(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         let spare = self.loads.unread(entry.key(Lane::Read));
         let asked = spare.len().min(sys::TRANSFER_MAX);
         self.counts.reads += 1;
@@ -107,19 +100,17 @@ impl Engine {
             Source::File => sys::read_into(entry.fd(), spare),
         };
         match read {
-            Err(Errno(libc::EAGAIN)) => entry.flags.clear(Flags::READABLE),
+            Err(Errno(libc::EAGAIN)) => entry.forget_ready(Lane::Read),
             _ => {
                 entry.learn(Lane::Read, read.unwrap_or(0), asked);
-                self.finish(slot, Lane::Read, read, sink);
+                self.finish(slot, Lane::Read, read)
             }
         }
     }
 
     #[inline]
-    fn write(&mut self, slot: u32, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
+    fn write(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         let (fd, source) = (entry.fd(), entry.source());
         self.counts.writes += 1;
         let key = entry.key(Lane::Write);
@@ -137,58 +128,50 @@ impl Engine {
             }
         };
         match written {
-            Err(Errno(libc::EAGAIN)) => entry.flags.clear(Flags::WRITABLE),
+            Err(Errno(libc::EAGAIN)) => entry.forget_ready(Lane::Write),
             Err(Errno(libc::ENOBUFS | libc::ENOMEM)) => self.retry_later(slot),
             _ => {
                 entry.learn(Lane::Write, written.unwrap_or(0), asked);
-                self.finish(slot, Lane::Write, written, sink);
+                self.finish(slot, Lane::Write, written)
             }
         }
     }
 
-    fn accept(&mut self, slot: u32, stream: bool, sink: &mut impl Sink) {
+    fn accept(&mut self, slot: u32, stream: bool) -> Option<Completion> {
         for _ in 0..ACCEPTS_PER_TURN {
-            let Some(entry) = self.slots.get_mut(slot as usize) else {
-                return;
-            };
+            let entry = self.slots.get_mut(slot as usize)?;
+            let key = entry.key(Lane::Read);
             self.counts.accepts += 1;
             match sys::accept(entry.fd()) {
                 Ok(socket) => {
-                    if !stream {
+                    if stream {
+                        self.go_on(slot, ACCEPTS_PER_TURN);
+                    } else {
                         entry.set_op(Lane::Read, Op::Idle);
                     }
-                    sink.complete(Completion {
-                        key: entry.key(Lane::Read),
+                    return Some(Completion {
+                        key,
                         more: stream,
                         result: Ok(0),
                         payload: Payload::Socket(socket),
                     });
-                    if !stream {
-                        return;
-                    }
-                    if !sink.wants_more() {
-                        break;
-                    }
                 }
-                Err(Errno(libc::EAGAIN)) => return entry.flags.clear(Flags::READABLE),
+                Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
                 Err(Errno(libc::EINTR)) => {}
                 Err(errno) if errno.is_lost_connection() => {}
-                Err(errno) => return self.finish(slot, Lane::Read, Err(errno), sink),
+                Err(errno) => return self.finish(slot, Lane::Read, Err(errno)),
             }
         }
         self.enqueue(slot, Lane::Read);
+        None
     }
 
-    fn connect(&mut self, slot: u32, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
-        let Some(socket) = &entry.socket else {
-            return;
-        };
+    fn connect(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
+        let socket = entry.socket.as_ref()?;
         let to = match self.loads.address(entry.key(Lane::Write)) {
             Ok(to) => to,
-            Err(errno) => return self.finish(slot, Lane::Write, Err(errno), sink),
+            Err(errno) => return self.finish(slot, Lane::Write, Err(errno)),
         };
         // A socket that is not connected polls as ended: that says nothing of what comes now.
         entry.flags.clear(Flags::ALL_READY);
@@ -196,57 +179,52 @@ impl Engine {
         match sys::connect_nonblocking(socket.as_fd(), to) {
             Ok(()) => {
                 entry.flags.set(Flags::WRITABLE);
-                self.finish(slot, Lane::Write, Ok(0), sink);
+                self.finish(slot, Lane::Write, Ok(0))
             }
             Err(Errno(libc::EINPROGRESS | libc::EALREADY | libc::EINTR)) => {
                 entry.set_op(Lane::Write, Op::Connecting);
+                None
             }
             Err(Errno(libc::EAGAIN)) if SockAddr::is_unix(to) => self.retry_later(slot),
             Err(errno) => {
                 // What the socket is now will show at the next attempt of anything.
                 entry.flags.set(Flags::ALL_READY);
-                self.finish(slot, Lane::Write, Err(errno), sink);
+                self.finish(slot, Lane::Write, Err(errno))
             }
         }
     }
 
-    fn end_connect(&mut self, slot: u32, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get(slot as usize) else {
-            return;
-        };
-        let Some(socket) = &entry.socket else {
-            return;
-        };
+    fn end_connect(&mut self, slot: u32) -> Option<Completion> {
+        let socket = self.slots.get(slot as usize)?.socket.as_ref()?;
         self.counts.others += 1;
         let result = sys::connect_result(socket.as_fd()).map(|()| 0);
-        self.finish(slot, Lane::Write, result, sink);
+        self.finish(slot, Lane::Write, result)
     }
 
-    fn check_ready(&mut self, slot: u32, lane: Lane, sink: &mut impl Sink) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
+    fn check_ready(&mut self, slot: u32, lane: Lane) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         let interest = match lane {
             Lane::Read => Interest::Readable,
             Lane::Write => Interest::Writable,
         };
         self.counts.others += 1;
         match sys::is_ready(entry.fd(), interest) {
-            Ok(false) => entry.flags.clear(Flags::ready(lane)),
-            Ok(true) => self.finish(slot, lane, Ok(0), sink),
-            Err(errno) => self.finish(slot, lane, Err(errno), sink),
+            Ok(false) => entry.forget_ready(lane),
+            Ok(true) => self.finish(slot, lane, Ok(0)),
+            Err(errno) => self.finish(slot, lane, Err(errno)),
         }
     }
 
     /// Plans an attempt of the write lane that no event will trigger.
     #[cold]
-    fn retry_later(&mut self, slot: u32) {
+    fn retry_later(&mut self, slot: u32) -> Option<Completion> {
         if let Some(entry) = self.slots.get_mut(slot as usize)
             && !entry.flags.has(Flags::RETRYING)
         {
             entry.flags.set(Flags::RETRYING);
             self.retries.plan(slot);
         }
+        None
     }
 
     /// Ends an operation; what it used is the watcher's again.
@@ -256,15 +234,12 @@ impl Engine {
         slot: u32,
         lane: Lane,
         result: Result<usize, Errno>,
-        sink: &mut impl Sink,
-    ) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
+    ) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         let key = entry.key(lane);
         entry.set_op(lane, Op::Idle);
         self.loads.end(key);
-        sink.complete(Completion::last(key, result.map(transferred)));
+        Some(Completion::last(key, result.map(transferred)))
     }
 }
 

@@ -12,7 +12,7 @@ use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::Pool;
-use crate::{Completion, Counts, Lane, Loads, Place, Request, Sink, sys};
+use crate::{Completion, Counts, Lane, Loads, Place, Request, sys};
 
 /// The attached sockets and their operations.
 #[derive(Debug)]
@@ -23,25 +23,15 @@ pub(super) struct Engine {
     /// turn there may be nothing left to run on it.
     queue: VecDeque<(u32, Lane)>,
     /// Completions from outside of `wait`, to be handed out by the next one.
-    done: Done,
+    done: VecDeque<Completion>,
+    /// How many lanes of the queue still run in this turn. What queues up meanwhile lets others go
+    /// first.
+    left: usize,
+    /// Steps that the stream at the head of the queue took in a row.
+    pub(super) streak: usize,
     pub(super) retries: Retries,
     pub(super) cursor: Cursor,
     pub(super) counts: Counts,
-}
-
-#[derive(Debug, Default)]
-struct Done(VecDeque<Completion>);
-
-impl Sink for Done {
-    #[inline]
-    fn complete(&mut self, completion: Completion) {
-        self.0.push_back(completion);
-    }
-
-    /// Streams end after one step.
-    fn wants_more(&self) -> bool {
-        false
-    }
 }
 
 impl Engine {
@@ -50,7 +40,9 @@ impl Engine {
             slots: Vec::new(),
             loads: Loads::default(),
             queue: VecDeque::new(),
-            done: Done::default(),
+            done: VecDeque::new(),
+            left: 0,
+            streak: 0,
             retries: Retries::default(),
             cursor: Cursor::new(pool),
             counts: Counts::default(),
@@ -160,7 +152,7 @@ impl Engine {
                 written => {
                     entry.learn(Lane::Write, written.unwrap_or(0), rest.len());
                     let result = written.map(transferred);
-                    return self.done.complete(Completion::last(at.key, result));
+                    return self.done.push_back(Completion::last(at.key, result));
                 }
             }
         }
@@ -170,115 +162,122 @@ impl Engine {
     /// Ends an operation, after a last attempt if it is to have one.
     pub(super) fn cancel(&mut self, at: Place, last_try: bool) {
         let Place { slot, lane, .. } = at;
-        let mut done = std::mem::take(&mut self.done);
         // While the kernel connects there is nothing to try.
         let connecting = self
             .slots
             .get(slot as usize)
             .is_some_and(|entry| entry.op(lane) == Op::Connecting);
         if last_try && !connecting {
-            self.attempt(slot, lane, &mut done);
+            let completion = self.attempt(slot, lane);
+            self.done.extend(completion);
         }
         if self.runs(slot, lane) {
-            self.finish(slot, lane, Err(Errno(libc::ECANCELED)), &mut done);
-        }
-        self.done = done;
-    }
-
-    /// Hands out what was completed outside of `wait`.
-    #[inline]
-    pub(super) fn hand_out(&mut self, sink: &mut impl Sink) {
-        while sink.wants_more() {
-            let Some(completion) = self.done.0.pop_front() else {
-                return;
-            };
-            sink.complete(completion);
+            let completion = self.finish(slot, lane, Err(Errno(libc::ECANCELED)));
+            self.done.extend(completion);
         }
     }
 
-    /// Runs what is queued, but not what queues up meanwhile: that has to let others go first.
+    /// What is queued now may run.
+    pub(super) fn begin_turn(&mut self) {
+        self.left = self.queue.len();
+    }
+
+    /// The next completion of what needs no event: it was complete already, or runs now.
     #[inline]
-    pub(super) fn run_queue(&mut self, sink: &mut impl Sink) {
-        for _ in 0..self.queue.len() {
-            if !sink.wants_more() {
-                return;
-            }
-            let Some((slot, lane)) = self.queue.pop_front() else {
-                return;
-            };
+    pub(super) fn next_started(&mut self) -> Option<Completion> {
+        if let Some(completion) = self.done.pop_front() {
+            return Some(completion);
+        }
+        while self.left > 0 {
+            self.left -= 1;
+            let (slot, lane) = self.queue.pop_front()?;
             let Some(entry) = self.slots.get_mut(slot as usize) else {
                 continue;
             };
             entry.flags.clear(Flags::queued(lane));
-            if entry.can_run(lane) {
-                self.attempt(slot, lane, sink);
+            if entry.can_run(lane)
+                && let Some(completion) = self.attempt(slot, lane)
+            {
+                return Some(completion);
             }
         }
+        None
     }
 
-    /// Runs what waited for time to pass.
+    /// The next completion of what waited for time to pass.
     #[inline]
-    pub(super) fn run_retries(&mut self, sink: &mut impl Sink) {
+    pub(super) fn next_retry(&mut self) -> Option<Completion> {
         if self.retries.is_empty() {
-            return;
+            return None;
         }
         let now = Instant::now();
-        while sink.wants_more()
-            && let Some(slot) = self.retries.take_due(now)
-        {
+        while let Some(slot) = self.retries.take_due(now) {
             if let Some(entry) = self.slots.get_mut(slot as usize) {
                 entry.flags.clear(Flags::RETRYING);
-                self.attempt(slot, Lane::Write, sink);
+            }
+            let completion = self.attempt(slot, Lane::Write);
+            self.retries.end();
+            if completion.is_some() {
+                return completion;
             }
         }
-        self.retries.end();
+        None
     }
 
     /// Remembers what an event says, and runs what waited for it.
     #[inline]
-    pub(super) fn event(&mut self, token: u64, readiness: Readiness, sink: &mut impl Sink) {
+    pub(super) fn event(&mut self, token: u64, readiness: Readiness) -> Option<Completion> {
         let (slot, generation) = (token as u32, (token >> 32) as u32);
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return;
-        };
+        let entry = self.slots.get_mut(slot as usize)?;
         if entry.generation != generation {
-            return;
+            return None;
         }
         entry.flags.set(Flags::from_event(readiness));
         let read = readiness.readable && entry.can_run(Lane::Read);
         let write = readiness.writable && entry.can_run(Lane::Write);
-        if read {
-            self.attempt_or_enqueue(slot, Lane::Read, sink);
-        }
-        if write {
-            self.attempt_or_enqueue(slot, Lane::Write, sink);
+        match (read, write) {
+            (true, true) => {
+                self.enqueue_first(slot, Lane::Write);
+                self.attempt(slot, Lane::Read)
+            }
+            (true, false) => self.attempt(slot, Lane::Read),
+            (false, true) => self.attempt(slot, Lane::Write),
+            (false, false) => None,
         }
     }
 
     /// Whether there is something to do without waiting.
     #[inline]
     pub(super) fn has_work(&self) -> bool {
-        !self.queue.is_empty() || !self.done.0.is_empty()
-    }
-
-    #[inline]
-    fn attempt_or_enqueue(&mut self, slot: u32, lane: Lane, sink: &mut impl Sink) {
-        if sink.wants_more() {
-            self.attempt(slot, lane, sink);
-        } else {
-            self.enqueue(slot, lane);
-        }
+        !self.queue.is_empty() || !self.done.is_empty()
     }
 
     /// Lets a lane run in the next turn.
     #[inline]
     pub(super) fn enqueue(&mut self, slot: u32, lane: Lane) {
-        if let Some(entry) = self.slots.get_mut(slot as usize)
-            && !entry.flags.has(Flags::queued(lane))
-        {
-            entry.flags.set(Flags::queued(lane));
+        if self.note_queued(slot, lane) {
             self.queue.push_back((slot, lane));
         }
+    }
+
+    /// Lets a lane run next.
+    pub(super) fn enqueue_first(&mut self, slot: u32, lane: Lane) {
+        if self.note_queued(slot, lane) {
+            self.queue.push_front((slot, lane));
+            self.left += 1;
+        }
+    }
+
+    /// False if it is in the queue.
+    #[inline]
+    fn note_queued(&mut self, slot: u32, lane: Lane) -> bool {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return false;
+        };
+        let queued = Flags::queued(lane);
+        let fresh = !entry.flags.has(queued);
+        entry.flags.set(queued);
+        fresh
     }
 
     fn runs(&self, slot: u32, lane: Lane) -> bool {

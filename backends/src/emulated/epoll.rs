@@ -78,19 +78,17 @@ impl Poller for Epoll {
         Ok(())
     }
 
-    fn wait(
-        &mut self,
-        until: Until,
-        mut report: impl FnMut(u64, Readiness),
-    ) -> Result<usize, Errno> {
+    fn wait(&mut self, until: Until) -> Result<usize, Errno> {
         match self.collect(until) {
-            Err(Errno(libc::EINTR)) => return Ok(0),
-            collected => collected?,
+            Err(Errno(libc::EINTR)) => Ok(0),
+            collected => collected.map(|()| self.events.len()),
         }
-        for &event in &self.events {
-            report(event.u64, readiness(event.events as c_int));
-        }
-        Ok(self.events.len())
+    }
+
+    #[inline]
+    fn event(&self, index: usize) -> Option<(u64, Readiness)> {
+        let event = self.events.get(index)?;
+        Some((event.u64, readiness(event.events as c_int)))
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

@@ -99,11 +99,7 @@ impl Poller for Kqueue {
         started
     }
 
-    fn wait(
-        &mut self,
-        until: Until,
-        mut report: impl FnMut(u64, Readiness),
-    ) -> Result<usize, Errno> {
+    fn wait(&mut self, until: Until) -> Result<usize, Errno> {
         let timeout = match until {
             Until::Now => Some(Duration::ZERO),
             Until::Time(at) => Some(at.saturating_duration_since(Instant::now())),
@@ -113,16 +109,18 @@ impl Poller for Kqueue {
             Err(Errno(libc::EINTR)) => return Ok(0),
             collected => collected?,
         }
-        for event in &self.events {
-            let token = event.token();
-            if let Some((bell, pipe)) = &self.pipe
-                && *bell == token
-            {
-                pipe.clear();
-            }
-            report(token, readiness(event));
+        if let Some((bell, pipe)) = &self.pipe
+            && self.events.iter().any(|event| event.token() == *bell)
+        {
+            pipe.clear();
         }
         Ok(self.events.len())
+    }
+
+    #[inline]
+    fn event(&self, index: usize) -> Option<(u64, Readiness)> {
+        let event = self.events.get(index)?;
+        Some((event.token(), readiness(event)))
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

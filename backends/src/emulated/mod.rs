@@ -30,13 +30,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::engine::{Engine, restore_mode};
-use self::poller::{Poller, Watch};
+use self::poller::{Poller, Readiness, Watch};
 use self::slot::Flags;
 use crate::error::Errno;
 use crate::error::Refusal;
 use crate::{
-    Backend, Counting, Counts, Loads, Options, Place, Pool, Request, Sink, SocketKind, Until,
-    Waker, sys,
+    Backend, Completion, Counts, Loads, Options, Place, Pool, Request, SocketKind, Until, Waker,
+    sys,
 };
 
 /// Tokens of no slot: there are never so many.
@@ -55,6 +55,13 @@ pub struct Emulated<P> {
     nested: Cell<bool>,
     /// The last turn had enough to do and did not ask for events.
     skipped: bool,
+    /// The first completion of the turn: found by `wait`, which has to know if there is one.
+    ahead: Option<Completion>,
+    /// Events of the last call that asked for some, and how many of them were looked at.
+    collected: usize,
+    seen: usize,
+    /// How often this turn may ask for events again.
+    rounds: usize,
 }
 
 impl<P: Poller> Emulated<P> {
@@ -80,32 +87,39 @@ impl<P: Poller> Emulated<P> {
             waker,
             nested: Cell::new(false),
             skipped: false,
+            ahead: None,
+            collected: 0,
+            seen: 0,
+            rounds: 0,
         })
-    }
-
-    /// Collects events and runs what waited for them. Returns whether all were collected.
-    fn poll(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
-        let mut events = self.poll_once(until, sink)?;
-        if self.nested.get() {
-            // The descriptor stays readable while an event is left in it.
-            for _ in 0..ROUNDS_MAX {
-                if events == 0 || !sink.wants_more() {
-                    break;
-                }
-                events = self.poll_once(Until::Now, sink)?;
-            }
-            return Ok(events == 0);
-        }
-        Ok(true)
     }
 
     #[inline]
-    fn poll_once(&mut self, until: Until, sink: &mut impl Sink) -> Result<usize, Errno> {
-        let engine = &mut self.engine;
-        engine.counts.waits += 1;
-        self.poller.wait(until, |token, readiness| {
-            engine.event(token, readiness, sink);
-        })
+    fn collect(&mut self, until: Until) -> Result<(), Errno> {
+        self.engine.counts.waits += 1;
+        (self.seen, self.collected) = (0, 0);
+        self.collected = self.poller.wait(until)?;
+        Ok(())
+    }
+
+    #[inline]
+    fn next_event(&mut self) -> Option<(u64, Readiness)> {
+        if self.seen == self.collected && !self.collect_rest() {
+            return None;
+        }
+        self.seen += 1;
+        self.poller.event(self.seen - 1)
+    }
+
+    /// The descriptor that others wait for stays readable while an event is left in it. Returns
+    /// whether one was.
+    fn collect_rest(&mut self) -> bool {
+        if self.collected == 0 || self.rounds == 0 {
+            return false;
+        }
+        self.rounds -= 1;
+        // An error shows again in the next turn.
+        self.collect(Until::Now).is_ok() && self.collected > 0
     }
 }
 
@@ -180,26 +194,57 @@ impl<P: Poller> Backend for Emulated<P> {
         Ok(())
     }
 
-    /// What was started runs first. If that completed something, the turn ends without a call
+    /// What was started runs first. If that completes something, the turn ends without a call
     /// that asks for events: the next one will ask anyway, and often nothing has come yet. Two
     /// turns in a row never do so, or busy connections would starve the others.
-    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
-        let mut sink = Counting::new(sink);
-        self.engine.hand_out(&mut sink);
-        self.engine.run_queue(&mut sink);
-        if sink.count > 0 && !self.skipped {
-            self.skipped = true;
-            return Ok(self.engine.has_work());
+    fn wait(&mut self, until: Until) -> Result<(), Errno> {
+        self.engine.begin_turn();
+        if self.seen < self.collected {
+            return Ok(());
         }
-        self.skipped = false;
-        let until = if sink.count > 0 || self.engine.has_work() {
+        self.rounds = 0;
+        if self.ahead.is_none() {
+            self.ahead = self.engine.next_started();
+        }
+        let has_completed = self.ahead.is_some();
+        self.skipped = has_completed && !self.skipped;
+        if self.skipped {
+            return Ok(());
+        }
+        let until = if has_completed || self.engine.has_work() {
             Until::Now
         } else {
             self.engine.retries.bound(until)
         };
-        let all_collected = self.poll(until, &mut sink)?;
-        self.engine.run_retries(&mut sink);
-        Ok(!all_collected || self.engine.has_work())
+        if self.nested.get() {
+            self.rounds = ROUNDS_MAX;
+        }
+        self.collect(until)
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Completion> {
+        if self.ahead.is_some() {
+            return self.ahead.take();
+        }
+        loop {
+            if let Some(completion) = self.engine.next_started() {
+                return Some(completion);
+            }
+            let Some((token, readiness)) = self.next_event() else {
+                return self.engine.next_retry();
+            };
+            if let Some(completion) = self.engine.event(token, readiness) {
+                return Some(completion);
+            }
+        }
+    }
+
+    fn has_work(&mut self) -> bool {
+        let left_events = self.seen < self.collected;
+        // Without a call that found none, there may be more to collect.
+        let uncollected = self.nested.get() && !self.skipped && self.collected > 0;
+        left_events || uncollected || self.ahead.is_some() || self.engine.has_work()
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {

@@ -49,12 +49,15 @@ pub trait Poller: Sized {
     /// The system's refusal, such as `EMFILE`.
     fn alarm(&self, token: u64, at: Option<Instant>) -> Result<(), Errno>;
 
-    /// Sleeps until there are events, never ends early but for them or a signal, and reports
-    /// them. Returns how many there were.
+    /// Sleeps until there are events, never ends early but for them or a signal, and collects
+    /// them. Returns how many there are.
     ///
     /// # Errors
     /// The system refuses the call.
-    fn wait(&mut self, until: Until, report: impl FnMut(u64, Readiness)) -> Result<usize, Errno>;
+    fn wait(&mut self, until: Until) -> Result<usize, Errno>;
+
+    /// One of the events that the last `wait` collected: its token, and what it says.
+    fn event(&self, index: usize) -> Option<(u64, Readiness)>;
 
     /// A descriptor that is readable while there are events to collect.
     fn descriptor(&self) -> BorrowedFd<'_>;

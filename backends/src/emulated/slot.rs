@@ -5,10 +5,10 @@ use std::ops::BitOr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::poller::Readiness;
-use crate::Lane;
 use crate::error::Errno;
 use crate::slots::reserve_gently;
 use crate::sys::{self, TRANSFER_MAX};
+use crate::{Completion, Lane};
 
 /// One place of the table, taken or not.
 #[derive(Debug, Default)]
@@ -177,6 +177,13 @@ impl Slot {
     #[inline]
     pub(super) fn can_run(&self, lane: Lane) -> bool {
         self.flags.has(Flags::ready(lane)) && self.op(lane) != Op::Idle
+    }
+
+    /// It would block: nothing completes before the next change makes an event.
+    #[inline]
+    pub(super) fn forget_ready(&mut self, lane: Lane) -> Option<Completion> {
+        self.flags.clear(Flags::ready(lane));
+        None
     }
 
     /// Learns from a transfer of `len` bytes where `asked` were possible. Less (but not because one

@@ -21,22 +21,6 @@ const BLOCK: usize = Options::SMALL.swap_buffer_size;
 /// Long enough for anything that is going to happen.
 const SOON: Duration = Duration::from_secs(5);
 
-struct Collected {
-    all: Vec<Completion>,
-    max: usize,
-}
-
-impl Sink for Collected {
-    fn complete(&mut self, completion: Completion) {
-        assert!(self.wants_more(), "given to a full sink");
-        self.all.push(completion);
-    }
-
-    fn wants_more(&self) -> bool {
-        self.all.len() < self.max
-    }
-}
-
 struct Rig {
     backend: Emulated<System>,
     /// What the last `wait` returned.
@@ -112,12 +96,11 @@ impl Rig {
 
     /// One turn.
     fn turn(&mut self, until: Until, max: usize) -> Vec<Completion> {
-        let mut sink = Collected {
-            all: Vec::new(),
-            max,
-        };
-        self.more = self.backend.wait(until, &mut sink).unwrap();
-        sink.all
+        self.backend.wait(until).unwrap();
+        let next = |_| self.backend.next();
+        let all = (0..max).map_while(next).collect();
+        self.more = self.backend.has_work();
+        all
     }
 
     /// Turns until something is complete.

@@ -23,9 +23,7 @@ pub use world::{Peer, World};
 use crate::error::{Errno, Refusal};
 use crate::swap::{Filling, Pool};
 use crate::wake::{Bell, Waker};
-use crate::{
-    Backend, Completion, Counts, Lane, Loads, Options, Place, Request, Sink, SocketKind, Until,
-};
+use crate::{Backend, Completion, Counts, Lane, Loads, Options, Place, Request, SocketKind, Until};
 
 /// How often the kernel runs within one sleep before nothing is expected to happen any more: more
 /// often than any completion can be late.
@@ -44,6 +42,8 @@ pub struct Sim {
     running: BTreeMap<u32, Running>,
     /// What is complete but not handed out, with its connection.
     done: VecDeque<(u32, Completion)>,
+    /// How many completions this turn may give out.
+    left: usize,
     waker: Arc<Waker>,
     counts: Counts,
 }
@@ -98,6 +98,7 @@ impl Sim {
             filling: None,
             running: BTreeMap::new(),
             done: VecDeque::new(),
+            left: 0,
             waker,
             counts: Counts::default(),
         })
@@ -191,24 +192,8 @@ impl Sim {
         self.done.insert(place, (slot, completion));
     }
 
-    /// Hands out some of what is complete. Returns whether that was anything.
-    fn hand_out(&mut self, sink: &mut impl Sink) -> bool {
-        let few = self.world.lock().fault(3);
-        let mut left = if few { 1 } else { usize::MAX };
-        let mut any = false;
-        while left > 0
-            && sink.wants_more()
-            && let Some((_, completion)) = self.done.pop_front()
-        {
-            sink.complete(completion);
-            left -= 1;
-            any = true;
-        }
-        any
-    }
-
     /// Lets time pass until something is complete.
-    fn sleep(&mut self, until: Until, sink: &mut impl Sink) -> Result<(), Errno> {
+    fn sleep(&mut self, until: Until) -> Result<(), Errno> {
         for _ in 0..STEPS_MAX {
             {
                 let mut state = self.world.lock();
@@ -222,7 +207,7 @@ impl Sim {
                 state.advance(next);
             }
             self.step();
-            if self.hand_out(sink) {
+            if !self.done.is_empty() {
                 return Ok(());
             }
         }
@@ -319,17 +304,32 @@ impl Backend for Sim {
         Ok(())
     }
 
-    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+    fn wait(&mut self, until: Until) -> Result<(), Errno> {
         self.counts.waits += 1;
+        self.left = 0;
         if self.world.lock().fault(16) {
             // A signal.
-            return Ok(!self.done.is_empty());
+            return Ok(());
         }
         self.step();
-        if !self.hand_out(sink) && until != Until::Now {
-            self.sleep(until, sink)?;
+        if self.done.is_empty() && until != Until::Now {
+            self.sleep(until)?;
         }
-        Ok(!self.done.is_empty())
+        self.left = if self.world.lock().fault(3) {
+            1
+        } else {
+            usize::MAX
+        };
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        self.left = self.left.checked_sub(1)?;
+        self.done.pop_front().map(|(_, completion)| completion)
+    }
+
+    fn has_work(&mut self) -> bool {
+        !self.done.is_empty()
     }
 
     /// Nesting is not simulated.

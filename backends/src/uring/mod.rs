@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
+use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
 use self::features::Features;
@@ -40,7 +40,7 @@ use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counts, Lane, Loads, Options, Payload, Place, PoolUse, Request, Sink,
+    Backend, Completion, Counts, Lane, Loads, Options, Payload, Place, PoolUse, Request,
     SocketKind, Until,
 };
 
@@ -64,6 +64,9 @@ pub struct Uring {
     ring: &'static IoUring,
     /// Kept, because it knows the registered index of the ring.
     submitter: Submitter<'static>,
+    /// The only handles of the two queues. Never dropped: that would write to the ring.
+    submission: ManuallyDrop<SubmissionQueue<'static>>,
+    completion: ManuallyDrop<CompletionQueue<'static>>,
     buffers: ManuallyDrop<BufferRing>,
     pool: Pool,
     polled: Polled,
@@ -87,7 +90,7 @@ pub struct Uring {
     counts: Counts,
 }
 
-// SAFETY: the `Submitter` has pointers into the ring's mapping, which belongs to this value alone;
+// SAFETY: the `Submitter` and the queues have pointers into the ring's mapping, which belongs to this value alone;
 // the kernel binds the ring to a thread only in `bind`, and refuses (it does not misbehave) when
 // another one enters.
 unsafe impl Send for Uring {}
@@ -112,9 +115,14 @@ impl Uring {
         let waker = Arc::new(Waker::new().map_err(failed("eventfd"))?);
         let pool = options.pool(&waker);
         let ring: &'static IoUring = Box::leak(Box::new(ring));
+        // SAFETY: these are the only handles of this ring's queues, and stay so.
+        let (submission, completion) =
+            unsafe { (ring.submission_shared(), ring.completion_shared()) };
         let uring = Uring {
             ring,
             submitter: ring.submitter(),
+            submission: ManuallyDrop::new(submission),
+            completion: ManuallyDrop::new(completion),
             buffers: ManuallyDrop::new(buffers),
             pool,
             polled: Polled::new(options.pool(&waker)),
@@ -140,17 +148,11 @@ impl Uring {
         Ok((uring, words))
     }
 
+    /// Shows the kernel what was queued and what was taken; looks at what it did.
     #[inline]
-    fn submission(&self) -> squeue::SubmissionQueue<'static> {
-        // SAFETY: `self` is neither shared between threads nor entered again, and every caller
-        // drops this queue before the next one is made.
-        unsafe { self.ring.submission_shared() }
-    }
-
-    #[inline]
-    fn completion(&self) -> cqueue::CompletionQueue<'static> {
-        // SAFETY: as for `submission`.
-        unsafe { self.ring.completion_shared() }
+    fn sync(&mut self) {
+        self.submission.sync();
+        self.completion.sync();
     }
 
     /// Queues an entry for the next enter.
@@ -160,7 +162,7 @@ impl Uring {
     #[inline]
     unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: as the caller says.
-        if !self.deferred.is_empty() || unsafe { self.submission().push(&entry) }.is_err() {
+        if !self.deferred.is_empty() || unsafe { self.submission.push(&entry) }.is_err() {
             self.deferred.push_back(entry);
         }
     }
@@ -220,10 +222,9 @@ impl Uring {
 
     /// Moves what found the queue full into it. Order is kept: nothing else is pushed before.
     fn push_deferred(&mut self) {
-        let mut queue = self.submission();
         while let Some(entry) = self.deferred.front() {
             // SAFETY: as when it was deferred: its memory lives until its last completion.
-            if unsafe { queue.push(entry) }.is_err() {
+            if unsafe { self.submission.push(entry) }.is_err() {
                 break;
             }
             self.deferred.pop_front();
@@ -258,21 +259,14 @@ impl Uring {
 
     /// The turn's one system call.
     fn enter(&mut self, until: Until) -> Result<(), Errno> {
-        let (has_ready, has_work) = {
-            let queue = self.submission();
-            let ready = !self.completion().is_empty() || !self.immediate.is_empty();
-            (
-                ready,
-                !queue.is_empty() || queue.taskrun() || queue.cq_overflow(),
-            )
-        };
-        let sleeps = !has_ready && until != Until::Now;
-        if !sleeps && !has_work {
+        self.sync();
+        let sleeps = until != Until::Now && !self.has_ready();
+        if !sleeps && !self.owes_work() {
             return Ok(());
         }
         self.counts.waits += 1;
         let result = if self.cancelling >= MANY_CANCELS {
-            let all = self.completion().len() + self.cancelling;
+            let all = self.completion.len() + self.cancelling;
             let most = self.ring.params().cq_entries() as usize;
             self.enter_for(Timespec::new(), all.min(most))
         } else if !sleeps {
@@ -283,6 +277,7 @@ impl Uring {
         } else {
             self.submitter.submit_and_wait(1)
         };
+        self.sync();
         match result.map_err(Errno::from) {
             Ok(_) => Ok(()),
             // Timed out, interrupted, or completions have to be reaped first: all in order.
@@ -296,37 +291,38 @@ impl Uring {
         self.submitter.submit_with_args(want, &args)
     }
 
-    fn reap(&mut self, sink: &mut impl Sink) {
-        while sink.wants_more() {
-            let Some(completion) = self.immediate.pop_front() else {
-                break;
-            };
-            sink.complete(completion);
-        }
-        let mut queue = self.completion();
-        while sink.wants_more() {
-            let Some(entry) = queue.next() else {
-                break;
-            };
-            match entry.user_data() {
-                IGNORED => {}
-                WOKEN => self.wake_armed = false,
-                key => self.reap_one(key as u32, entry.result(), entry.flags(), sink),
-            }
-        }
+    /// Completions that were not given out yet.
+    #[inline]
+    fn has_ready(&self) -> bool {
+        !self.completion.is_empty() || !self.immediate.is_empty()
     }
 
+    /// Whether the kernel would do something if it were entered.
     #[inline]
-    fn reap_one(&mut self, key: u32, result: i32, flags: u32, sink: &mut impl Sink) {
-        let Some(running) = self.in_flight.get(key) else {
-            return;
+    fn owes_work(&self) -> bool {
+        let queue = &self.submission;
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// What an entry of the completion queue means, if it is one of a request's.
+    #[inline(always)]
+    fn reap(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let key = match entry.user_data() {
+            IGNORED => return None,
+            WOKEN => {
+                self.wake_armed = false;
+                return None;
+            }
+            key => key as u32,
         };
-        let result = match result {
-            0.. => Ok(result as u32),
-            _ => Err(Errno(-result)),
+        let running = self.in_flight.get(key)?;
+        let flags = entry.flags();
+        let result = match entry.result() {
+            len @ 0.. => Ok(len as u32),
+            errno => Err(Errno(-errno)),
         };
         if running.op.is_polled() {
-            return self.ready_polled(key, running, result, sink);
+            return self.ready_polled(key, running, result);
         }
         let more = cqueue::more(flags);
         if !more {
@@ -338,20 +334,18 @@ impl Uring {
             (Op::RecvStream, Ok(len)) => (result, self.received(key, len, flags, true)),
             (Op::Accept, Ok(fd)) => {
                 // SAFETY: the kernel made this descriptor for us, and says so once.
-                (
-                    Ok(0),
-                    Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
-                )
+                let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+                (Ok(0), Payload::Socket(socket))
             }
             (Op::Connect | Op::Ready, Ok(_)) => (Ok(0), Payload::None),
             (_, result) => (result, Payload::None),
         };
-        sink.complete(Completion {
+        Some(Completion {
             key,
             more,
             result,
             payload,
-        });
+        })
     }
 
     /// The lease of what a receive put into a lent buffer.
@@ -411,8 +405,7 @@ impl Backend for Uring {
 
     #[inline]
     fn room(&self) -> usize {
-        let queue = self.submission();
-        let free = queue.capacity() - queue.len();
+        let free = self.submission.capacity() - self.submission.len();
         free.saturating_sub(OWN_ENTRIES + self.deferred.len())
     }
 
@@ -482,11 +475,30 @@ impl Backend for Uring {
         Ok(())
     }
 
-    fn wait(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+    fn wait(&mut self, until: Until) -> Result<(), Errno> {
         if self.nest.get().is_none() {
-            return self.round(until, sink);
+            return self.round(until);
         }
-        self.wait_nested(until, sink)
+        self.wait_nested(until)
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Completion> {
+        if let Some(completion) = self.immediate.pop_front() {
+            return Some(completion);
+        }
+        while let Some(entry) = self.completion.next() {
+            let completion = self.reap(&entry);
+            if completion.is_some() {
+                return completion;
+            }
+        }
+        None
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.sync();
+        self.has_ready() || self.owes_work() || !self.deferred.is_empty()
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
@@ -519,8 +531,8 @@ impl Backend for Uring {
 }
 
 impl Uring {
-    /// Submits, waits, collects.
-    fn round(&mut self, until: Until, sink: &mut impl Sink) -> Result<bool, Errno> {
+    /// Submits and waits.
+    fn round(&mut self, until: Until) -> Result<(), Errno> {
         self.arm_wake();
         self.buffers.refill(&self.pool);
         self.retry_polled();
@@ -531,15 +543,8 @@ impl Uring {
             Until::Now
         };
         self.enter(until)?;
-        self.reap(sink);
         self.clear_nest();
-        let queue = self.submission();
-        Ok(!self.completion().is_empty()
-            || !queue.is_empty()
-            || queue.taskrun()
-            || queue.cq_overflow()
-            || !self.deferred.is_empty()
-            || !self.immediate.is_empty())
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::Uring;
 use crate::error::Errno;
-use crate::{Counting, Sink, Until, sys};
+use crate::{Backend, Until, sys};
 
 /// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
 /// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
@@ -32,24 +32,19 @@ impl Uring {
     }
 
     /// Waits on the descriptor rather than in the ring.
-    pub(super) fn wait_nested(
-        &mut self,
-        until: Until,
-        sink: &mut impl Sink,
-    ) -> Result<bool, Errno> {
-        let mut sink = Counting::new(sink);
-        let again = self.round(Until::Now, &mut sink)?;
-        if sink.count > 0 || again || until == Until::Now {
-            return Ok(again);
+    pub(super) fn wait_nested(&mut self, until: Until) -> Result<(), Errno> {
+        self.round(Until::Now)?;
+        if until == Until::Now || self.has_work() {
+            return Ok(());
         }
         // `until` bounds this sleep; a timer that has fired would end it at once.
         self.timer.arm(None);
         self.counts.waits += 1;
         sys::wait_readable(self.nest_descriptor(), until)?;
-        self.round(Until::Now, &mut sink)
+        self.round(Until::Now)
     }
 
-    /// Takes back the events that made the descriptor readable: their cause was looked at.
+    /// Takes back the events that made the descriptor readable: their cause is looked at next.
     pub(super) fn clear_nest(&mut self) {
         if let Some(nest) = self.nest.get() {
             let signalled = sys::clear_event(nest.event.as_fd());
@@ -67,7 +62,7 @@ impl Uring {
     /// Kernels from 6.10 on lose all but the first of the signals that they put off, until the event
     /// is registered anew. They put off what arises within another event's signal (a loop in a loop
     /// in a loop), and some 6.12 every one for an arrival. Which signal was put off cannot be seen.
-    /// What arrives between the two calls is told by the ring's flags, which the round looks at next.
+    /// What arrives between the two calls is told by the ring's flags, which are looked at next.
     /// Returns how many calls it made.
     fn renew_registration(&self, nest: &Nest) -> u64 {
         let _ = self.submitter.unregister_eventfd();
@@ -90,8 +85,9 @@ impl Uring {
         sys::epoll_add(epoll.as_fd(), self.timer.descriptor()?, libc::EPOLLIN, 0)?;
         self.submitter.register_eventfd(event.as_raw_fd())?;
         // What completed before the registration makes no event of its own.
-        let queue = self.submission();
-        if !self.completion().is_empty() || queue.taskrun() || queue.cq_overflow() {
+        // SAFETY: the status is gone before the ring.
+        let has_ready = unsafe { !self.completion.status().is_empty() };
+        if has_ready || self.owes_work() {
             sys::signal_event(event.as_fd());
         }
         Ok(Nest { epoll, event })

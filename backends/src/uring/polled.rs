@@ -10,7 +10,7 @@ use super::in_flight::{Op, Running};
 use crate::error::Errno;
 use crate::swap::{Filling, Pool, PoolUse};
 use crate::sys;
-use crate::{Completion, Interest, Lane, Payload, Place, Request, Sink};
+use crate::{Completion, Interest, Lane, Payload, Place, Request};
 
 /// Their swap buffers: a pool of their own, because the other one's blocks are lent to the ring.
 #[derive(Debug)]
@@ -76,32 +76,36 @@ impl Uring {
     }
 
     /// The descriptor is ready, or the poll failed.
+    #[cold]
     pub(super) fn ready_polled(
         &mut self,
         key: u32,
         running: Running,
         polled: Result<u32, Errno>,
-        sink: &mut impl Sink,
-    ) {
+    ) -> Option<Completion> {
         let transfer = polled.and_then(|_| self.transfer(key, running));
         let (result, payload) = match transfer {
             Err(Errno(libc::EAGAIN | libc::EINTR)) if !running.cancelled => {
-                return self.poll_again(key);
+                self.poll_again(key);
+                return None;
             }
-            Err(Errno(libc::ENOBUFS)) if !running.cancelled => return self.polled.dry.push(key),
+            Err(Errno(libc::ENOBUFS)) if !running.cancelled => {
+                self.polled.dry.push(key);
+                return None;
+            }
             Err(Errno(libc::EAGAIN | libc::EINTR)) => (Err(Errno(libc::ECANCELED)), Payload::None),
             // One call transfers less than 2 GiB.
             Ok((len, payload)) => (Ok(len as u32), payload),
             Err(errno) => (Err(errno), Payload::None),
         };
         self.end(running, key);
-        sink.complete(Completion {
+        Some(Completion {
             key,
             // A stream is started again by the watcher, as after any success.
             more: false,
             result,
             payload,
-        });
+        })
     }
 
     fn poll_again(&mut self, key: u32) {

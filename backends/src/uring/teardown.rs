@@ -17,7 +17,7 @@ use super::Uring;
 use super::buffer_ring::BufferRing;
 use crate::error::Errno;
 use crate::sys;
-use crate::{Backend, Completion, Interest, Lane, Loads, Sink};
+use crate::{Backend, Interest, Lane, Loads};
 
 /// How long the end may take. It takes microseconds unless something is wrong.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -71,19 +71,6 @@ pub(super) fn sweep_graveyard() {
     graves.retain(|remains| !remains.tombstone.has_hung_up());
 }
 
-/// Takes what the last operations bring back, and drops it.
-struct Drain;
-
-impl Sink for Drain {
-    fn complete(&mut self, completion: Completion) {
-        drop(completion);
-    }
-
-    fn wants_more(&self) -> bool {
-        true
-    }
-}
-
 impl Uring {
     fn in_flight(&self) -> usize {
         self.in_flight.count() + usize::from(self.wake_armed)
@@ -99,7 +86,8 @@ impl Uring {
         while self.in_flight() > 0 {
             self.push_deferred();
             // Only what is in flight is asked for, so this ends as soon as it has ended.
-            let want = self.completion().len() + self.in_flight();
+            self.sync();
+            let want = self.completion.len() + self.in_flight();
             let most = self.ring.params().cq_entries() as usize;
             let slice = io_uring::types::Timespec::new().nsec(10_000_000);
             let entered = self.enter_for(slice, want.min(most));
@@ -107,7 +95,10 @@ impl Uring {
                 let expected = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
                 !error.raw_os_error().is_some_and(|e| expected.contains(&e))
             });
-            self.reap(&mut Drain);
+            self.sync();
+            while let Some(completion) = self.next() {
+                drop(completion);
+            }
             if failed || Instant::now() > until {
                 return self.in_flight() == 0;
             }
@@ -133,8 +124,8 @@ impl Drop for Uring {
         self.submitter = self.ring.submitter();
         let drained = !self.bound || self.drain();
         let ring: *const IoUring = self.ring;
-        // SAFETY: `Uring::new` leaked this box. `submitter` refers to it, but has no drop code
-        // and is not used again; nor is `ring`.
+        // SAFETY: `Uring::new` leaked this box. `submitter` and the queues refer to it, but no drop
+        // code of theirs runs and they are not used again; nor is `ring`.
         drop(unsafe { Box::from_raw(ring.cast_mut()) });
         let ended = drained || self.tombstone.hangs_up();
         if !ended {
