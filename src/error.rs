@@ -27,6 +27,12 @@ impl<T> Rejected<T> {
         Rejected(Box::new((error, what)))
     }
 
+    #[cold]
+    pub(crate) fn map<U>(self, wrap: impl FnOnce(T) -> U) -> Rejected<U> {
+        let (error, what) = self.into_parts();
+        Rejected::new(error, wrap(what))
+    }
+
     /// Why.
     pub fn error(&self) -> Error {
         self.0.0

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use gaio_backends::select::BackendInfo;
 use gaio_backends::{
-    Address, Backend, Buffer, Credit, Doing, Error, ErrorKind, Interest, Load, Result, Selected,
-    SocketKind, Until, classify, peer_addr, pin_thread, stream_socket,
+    Address, Buffer, Credit, Doing, Error, ErrorKind, Interest, Load, Result, Selected, SocketKind,
+    Until, classify, peer_addr, pin_thread, stream_socket,
 };
 
 use crate::builder::Builder;
@@ -168,7 +168,7 @@ impl<C> Watcher<C> {
             return Err(Rejected::new(Error::new(doing, kind), socket));
         }
         self.engine
-            .adopt(&mut self.backend, socket, kind)
+            .adopt(&mut *self.backend, socket, kind)
             .map_err(|(errno, socket)| Rejected::new(Error::os(doing, errno), socket))
     }
 
@@ -206,7 +206,7 @@ impl<C> Watcher<C> {
         }
         self.reach(conn);
         self.engine
-            .reclaim(&mut self.backend, conn)
+            .reclaim(&mut *self.backend, conn)
             .map_err(|kind| Error::new(Doing::Reclaim, kind))
     }
 
@@ -226,7 +226,7 @@ impl<C> Watcher<C> {
         buf: impl Into<Option<Vec<u8>>>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
         match buf.into() {
-            None => self.submit(What::ReadSwap, ctx, conn, Load::None, NEVER, into_read),
+            None => self.read_swap(ctx, conn, NEVER),
             Some(vec) => self.read_into(ctx, conn, vec, NEVER),
         }
     }
@@ -245,9 +245,20 @@ impl<C> Watcher<C> {
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
         let deadline = deadline.into();
         match buf.into() {
-            None => self.submit(What::ReadSwap, ctx, conn, Load::None, deadline, into_read),
+            None => self.read_swap(ctx, conn, deadline),
             Some(vec) => self.read_into(ctx, conn, vec, deadline),
         }
+    }
+
+    #[inline(always)]
+    fn read_swap(
+        &mut self,
+        ctx: C,
+        conn: Conn,
+        deadline: Deadline,
+    ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
+        self.submit(What::ReadSwap, ctx, conn, deadline)
+            .map_err(|rejected| rejected.map(|ctx| (ctx, None)))
     }
 
     fn read_into(
@@ -257,8 +268,8 @@ impl<C> Watcher<C> {
         vec: Vec<u8>,
         deadline: Deadline,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        let load = Load::Buffer(vec.into());
-        self.submit(What::Read, ctx, conn, load, deadline, into_read)
+        let give_back = |ctx, buffer: Buffer| (ctx, buffer.recycle());
+        self.submit_with(What::Read, ctx, conn, vec.into(), deadline, give_back)
     }
 
     /// Reads until the buffer is full. Ends with `UnexpectedEof` or `Deadline`, and the bytes so
@@ -273,9 +284,9 @@ impl<C> Watcher<C> {
         buf: Vec<u8>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Vec<u8>)>> {
-        let load = Load::Buffer(buf.into());
-        let give_back = |ctx, load: Load| (ctx, load.into_buffer().into_vec());
-        self.submit(What::ReadFull, ctx, conn, load, deadline.into(), give_back)
+        let give_back = |ctx, buffer: Buffer| (ctx, buffer.into_vec());
+        let deadline = deadline.into();
+        self.submit_with(What::ReadFull, ctx, conn, buf.into(), deadline, give_back)
     }
 
     /// Reads into swap buffers until the end of the stream, an error, or its
@@ -289,9 +300,13 @@ impl<C> Watcher<C> {
     where
         C: Clone,
     {
-        let load = Load::Credit(Credit::new());
         self.engine.learn_to_clone(C::clone);
-        self.submit(What::ReadStream, ctx, conn, load, NEVER, only_context)
+        if let Some(kind) = self.refusal(conn, What::ReadStream) {
+            return Err(Rejected::new(Error::new(Doing::Read, kind), ctx));
+        }
+        let (op, key) = self.engine.accept(conn, What::ReadStream, ctx, None);
+        self.backend.loads().put(key, Load::Credit(Credit::new()));
+        Ok(op)
     }
 
     /// Writes every byte. On error, deadline or cancel the result's `size` says how many were
@@ -306,8 +321,7 @@ impl<C> Watcher<C> {
         conn: Conn,
         buf: impl Into<Buffer>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        let load = Load::Buffer(buf.into());
-        self.submit(What::Write, ctx, conn, load, NEVER, into_write)
+        self.submit_with(What::Write, ctx, conn, buf.into(), NEVER, both)
     }
 
     /// As [`write`](Watcher::write), ending with `Deadline` if it takes longer.
@@ -321,8 +335,7 @@ impl<C> Watcher<C> {
         buf: impl Into<Buffer>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        let load = Load::Buffer(buf.into());
-        self.submit(What::Write, ctx, conn, load, deadline.into(), into_write)
+        self.submit_with(What::Write, ctx, conn, buf.into(), deadline.into(), both)
     }
 
     /// Accepts connections until it is cancelled or the listener freed. Each result with
@@ -338,7 +351,7 @@ impl<C> Watcher<C> {
         C: Clone,
     {
         self.engine.learn_to_clone(C::clone);
-        self.submit(What::Accept, ctx, listener, Load::None, NEVER, only_context)
+        self.submit(What::Accept, ctx, listener, NEVER)
     }
 
     /// Accepts one connection.
@@ -346,14 +359,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// As [`accept`](Watcher::accept).
     pub fn accept_one(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>> {
-        self.submit(
-            What::AcceptOne,
-            ctx,
-            listener,
-            Load::None,
-            NEVER,
-            only_context,
-        )
+        self.submit(What::AcceptOne, ctx, listener, NEVER)
     }
 
     /// Connects a new socket. Further requests may be submitted at once: they wait for the
@@ -422,7 +428,7 @@ impl<C> Watcher<C> {
     /// `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
     pub fn shutdown(&mut self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
         let what = What::Shutdown(how);
-        self.submit(what, ctx, conn, Load::None, NEVER, only_context)
+        self.submit(what, ctx, conn, NEVER)
     }
 
     /// Waits until the socket is ready, once, and transfers nothing; in its turn among the reads
@@ -432,7 +438,7 @@ impl<C> Watcher<C> {
     /// `ConnClosed`, `WatcherClosed`.
     pub fn ready(&mut self, ctx: C, conn: Conn, interest: Interest) -> Result<OpId, Rejected<C>> {
         let what = What::Ready(interest);
-        self.submit(what, ctx, conn, Load::None, NEVER, only_context)
+        self.submit(what, ctx, conn, NEVER)
     }
 
     /// Gives a result at a point in time.
@@ -451,32 +457,53 @@ impl<C> Watcher<C> {
         }
     }
 
-    /// Inlined, so that what is known of each kind of request is known at compile time.
+    /// A request that carries nothing but its context. Inlined, so that what is known of each kind
+    /// of request is known at compile time.
     #[inline(always)]
-    fn submit<T>(
+    fn submit(
         &mut self,
         what: What,
         ctx: C,
         conn: Conn,
-        load: Load,
         deadline: Deadline,
-        give_back: impl FnOnce(C, Load) -> T,
+    ) -> Result<OpId, Rejected<C>> {
+        match self.refusal(conn, what) {
+            None => Ok(self.engine.accept(conn, what, ctx, deadline.at()).0),
+            Some(kind) => Err(Rejected::new(Error::new(what.doing(), kind), ctx)),
+        }
+    }
+
+    /// A request that carries bytes, or room for some.
+    #[inline(always)]
+    fn submit_with<T>(
+        &mut self,
+        what: What,
+        ctx: C,
+        conn: Conn,
+        buffer: Buffer,
+        deadline: Deadline,
+        give_back: impl FnOnce(C, Buffer) -> T,
     ) -> Result<OpId, Rejected<T>> {
-        let refusal = if self.is_elsewhere() {
-            Some(ErrorKind::WrongThread)
-        } else {
-            self.reach(conn);
-            self.engine.refusal(conn, what, &load)
+        let refusal = match self.refusal(conn, what) {
+            None if buffer.is_empty() => Some(ErrorKind::EmptyBuffer),
+            refusal => refusal,
         };
         if let Some(kind) = refusal {
             let error = Error::new(what.doing(), kind);
-            return Err(Rejected::new(error, give_back(ctx, load)));
+            return Err(Rejected::new(error, give_back(ctx, buffer)));
         }
         let (op, key) = self.engine.accept(conn, what, ctx, deadline.at());
-        if !matches!(load, Load::None) {
-            self.backend.loads().put(key, load);
-        }
+        self.backend.loads().put(key, Load::Buffer(buffer));
         Ok(op)
+    }
+
+    #[inline(always)]
+    fn refusal(&mut self, conn: Conn, what: What) -> Option<ErrorKind> {
+        if self.is_elsewhere() {
+            return Some(ErrorKind::WrongThread);
+        }
+        self.reach(conn);
+        self.engine.refusal(conn, what)
     }
 
     /// A handle that a `Remote` just got may still be in the inbox.
@@ -493,7 +520,7 @@ impl<C> Watcher<C> {
         if self.inbox.is_pending() {
             self.absorb();
         }
-        self.engine.cancel(&mut self.backend, op)
+        self.engine.cancel(&mut *self.backend, op)
     }
 
     /// Frees a connection or listener: its pending requests end with `ConnClosed`, in order, then
@@ -501,7 +528,7 @@ impl<C> Watcher<C> {
     /// False if the handle was not good.
     pub fn free(&mut self, conn: Conn) -> bool {
         self.reach(conn);
-        self.engine.free(&mut self.backend, conn)
+        self.engine.free(&mut *self.backend, conn)
     }
 
     /// Waits until there is at least one result, and hands out all there are, up to the
@@ -586,18 +613,8 @@ impl<C> Watcher<C> {
 
 const NEVER: Deadline = Deadline::NEVER;
 
-/// What `read` was given.
-fn into_read<C>(ctx: C, load: Load) -> (C, Option<Vec<u8>>) {
-    (ctx, load.into_buffer().recycle())
-}
-
-/// What `write` was given.
-fn into_write<C>(ctx: C, load: Load) -> (C, Buffer) {
-    (ctx, load.into_buffer())
-}
-
-fn only_context<C>(ctx: C, _: Load) -> C {
-    ctx
+fn both<C>(ctx: C, buffer: Buffer) -> (C, Buffer) {
+    (ctx, buffer)
 }
 
 impl<C> AsFd for Watcher<C> {

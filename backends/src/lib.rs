@@ -40,7 +40,7 @@ pub use address::Address;
 pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 pub use loads::{Load, Loads};
-pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected};
+pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
@@ -134,6 +134,10 @@ pub trait Backend {
     /// early finds the others after the next `wait`, which does not sleep then.
     fn next(&mut self) -> Option<Completion>;
 
+    /// What the last completion brought. To be taken before anything else is done: what nobody
+    /// takes is dropped.
+    fn payload(&mut self) -> Payload;
+
     /// At the end of a turn: whether there is more to do without sleeping.
     fn has_work(&mut self) -> bool;
 
@@ -209,8 +213,9 @@ pub struct Place {
     pub key: u32,
 }
 
-/// One step of one operation.
-#[derive(Debug)]
+/// One step of one operation. What it brings is handed out apart, by [`Backend::payload`]: most
+/// bring nothing, and the rest of it fits into two registers.
+#[derive(Clone, Copy, Debug)]
 pub struct Completion {
     /// The request.
     pub key: u32,
@@ -218,11 +223,9 @@ pub struct Completion {
     pub more: bool,
     /// Bytes transferred, or why it failed.
     pub result: Result<u32, Errno>,
-    /// What it brings.
-    pub payload: Payload,
 }
 
-const _: () = assert!(size_of::<usize>() != 8 || size_of::<Completion>() <= 56);
+const _: () = assert!(size_of::<Completion>() == 16);
 
 /// What a completion brings that was not there before.
 #[derive(Debug, Default)]
@@ -318,15 +321,22 @@ pub struct Counts {
 }
 
 impl Completion {
-    /// The last completion of an operation that brings nothing.
+    /// The last completion of an operation.
     #[inline]
     pub(crate) fn last(key: u32, result: Result<u32, Errno>) -> Self {
         Completion {
             key,
             more: false,
             result,
-            payload: Payload::None,
         }
+    }
+}
+
+impl Payload {
+    /// Takes what there is and leaves nothing.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Payload {
+        std::mem::take(self)
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Loads {
 
 struct Entry {
     load: Load,
+    /// Bytes to transfer in total.
+    total: usize,
     /// Bytes transferred so far.
     done: usize,
     /// For the first request of a batch that runs: which.
@@ -64,10 +66,11 @@ struct Entry {
     busy: bool,
 }
 
-const _: () = assert!(size_of::<usize>() != 8 || size_of::<Entry>() <= 56);
+const _: () = assert!(size_of::<usize>() != 8 || size_of::<Entry>() == 64);
 
 const EMPTY: Entry = Entry {
     load: Load::None,
+    total: 0,
     done: 0,
     batch: NONE,
     busy: false,
@@ -98,8 +101,9 @@ impl Loads {
             "{key} runs"
         );
         if let Some(entry) = entry.filter(|entry| !entry.busy) {
+            entry.total = load.size();
             let before = std::mem::replace(&mut entry.load, load);
-            discard(before);
+            before.discard();
         }
     }
 
@@ -125,7 +129,7 @@ impl Loads {
                 match std::mem::take(&mut entry.load) {
                     Load::Buffer(buffer) => (buffer, done),
                     other => {
-                        discard(other);
+                        other.discard();
                         (Buffer::EMPTY, done)
                     }
                 }
@@ -147,13 +151,13 @@ impl Loads {
             return true;
         };
         entry.done += len;
-        entry.done >= entry.load.size()
+        entry.done >= entry.total
     }
 
     /// Bytes of a request that are still to be transferred.
     pub fn left(&self, key: u32) -> usize {
         let entry = self.entries.get(key as usize);
-        entry.map_or(0, |entry| entry.load.size().saturating_sub(entry.done))
+        entry.map_or(0, |entry| entry.total.saturating_sub(entry.done))
     }
 
     fn get_mut(&mut self, key: u32) -> Option<&mut Entry> {
@@ -268,21 +272,21 @@ impl Loads {
     }
 }
 
-/// Drops a load that nearly always is nothing: cheaper than to look which it is.
-#[inline]
-fn discard(load: Load) {
-    #[cold]
-    fn drop_it(load: Load) {
-        drop(load);
-    }
-    match load {
-        Load::None => {}
-        load => drop_it(load),
-    }
-}
-
 impl Load {
-    /// Bytes to transfer in total.
+    /// Drops a load that nearly always is nothing: cheaper than to look which of all it is.
+    #[inline(always)]
+    pub fn discard(self) {
+        #[cold]
+        fn drop_it(load: Load) {
+            drop(load);
+        }
+        match self {
+            Load::None => std::mem::forget(self),
+            load => drop_it(load),
+        }
+    }
+
+    /// Bytes to transfer.
     #[inline]
     fn size(&self) -> usize {
         match self {

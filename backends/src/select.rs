@@ -1,13 +1,9 @@
 //! Which backends this build has, which one this machine gets, and why not the others.
 //!
-//! The one place that lists the backends: `PREFERENCE`, `build_one`, and [`Selected`] with
-//! its forwarding, one `match` a call.
+//! The one place that lists the backends: `PREFERENCE`, `build_one`, and [`Selected`].
 
 use std::fmt;
-use std::net::Shutdown;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Instant;
+use std::ops::{Deref, DerefMut};
 
 use crate::emulated::Emulated;
 #[cfg(gaio_epoll)]
@@ -19,10 +15,7 @@ use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 use crate::sim::{Sim, World};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
-use crate::{
-    Backend, Completion, Counts, Loads, Options, Place, Pool, PoolUse, Request, SocketKind, Until,
-    Waker,
-};
+use crate::{Backend, Loads, Options};
 
 /// The environment variable that overrides [`Choice::Auto`].
 pub const ENVIRONMENT: &str = "GAIO_BACKEND";
@@ -280,114 +273,55 @@ impl fmt::Display for Declined {
     }
 }
 
-/// Calls the method on whichever backend it is.
-macro_rules! forward {
-    ($self:expr, $backend:ident => $call:expr) => {
+/// Something to do with whichever backend it is, compiled for each of them.
+pub trait Task {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn run<B: Backend>(self, backend: &mut B) -> Self::Output;
+}
+
+/// Does the same with whichever backend it is.
+macro_rules! whichever {
+    ($self:expr, $backend:ident => $what:expr) => {
         match $self {
             #[cfg(gaio_uring)]
-            Selected::Uring($backend) => $call,
+            Selected::Uring($backend) => $what,
             #[cfg(gaio_epoll)]
-            Selected::Epoll($backend) => $call,
+            Selected::Epoll($backend) => $what,
             #[cfg(gaio_kqueue)]
-            Selected::Kqueue($backend) => $call,
+            Selected::Kqueue($backend) => $what,
             #[cfg(feature = "sim")]
-            Selected::Sim($backend) => $call,
+            Selected::Sim($backend) => $what,
         }
     };
 }
 
-impl Backend for Selected {
-    fn attach(
-        &mut self,
-        slot: u32,
-        socket: OwnedFd,
-        kind: SocketKind,
-    ) -> Result<(), (Errno, OwnedFd)> {
-        forward!(self, b => b.attach(slot, socket, kind))
-    }
-
-    fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
-        forward!(self, b => b.detach(slot))
-    }
-
-    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
-        forward!(self, b => b.socket(slot))
-    }
-
+impl Selected {
+    /// Does many things at once with the backend, without asking at each which it is.
     #[inline]
-    fn room(&self) -> usize {
-        forward!(self, b => b.room())
+    pub fn run<T: Task>(&mut self, task: T) -> T::Output {
+        whichever!(self, backend => task.run(backend))
     }
 
+    /// What the requests carry: [`Backend::loads`], asked for with every request.
     #[inline(always)]
-    fn loads(&mut self) -> &mut Loads {
-        forward!(self, b => b.loads())
+    pub fn loads(&mut self) -> &mut Loads {
+        whichever!(self, backend => backend.loads())
     }
+}
 
-    #[inline(always)]
-    fn start(&mut self, at: Place, request: Request) {
-        forward!(self, b => b.start(at, request));
+impl Deref for Selected {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        whichever!(self, backend => backend)
     }
+}
 
-    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
-        forward!(self, b => b.start_writes(slot, keys));
-    }
-
-    fn cancel(&mut self, at: Place, last_try: bool) {
-        forward!(self, b => b.cancel(at, last_try));
-    }
-
-    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
-        forward!(self, b => b.shutdown(slot, how))
-    }
-
-    fn bind(&mut self) -> Result<(), Errno> {
-        forward!(self, b => b.bind())
-    }
-
-    fn wait(&mut self, until: Until) -> Result<(), Errno> {
-        forward!(self, b => b.wait(until))
-    }
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Completion> {
-        forward!(self, b => b.next())
-    }
-
-    fn has_work(&mut self) -> bool {
-        forward!(self, b => b.has_work())
-    }
-
-    fn readiness(&self) -> BorrowedFd<'_> {
-        forward!(self, b => b.readiness())
-    }
-
-    fn arm(&self, at: Option<Instant>) {
-        forward!(self, b => b.arm(at));
-    }
-
-    #[inline]
-    fn now(&self) -> Instant {
-        forward!(self, b => b.now())
-    }
-
-    fn waker(&self) -> &Arc<Waker> {
-        forward!(self, b => b.waker())
-    }
-
-    fn pool(&self) -> &Pool {
-        forward!(self, b => b.pool())
-    }
-
-    fn pool_use(&self) -> PoolUse {
-        forward!(self, b => b.pool_use())
-    }
-
-    fn swap_room_bytes(&mut self) -> usize {
-        forward!(self, b => b.swap_room_bytes())
-    }
-
-    fn counts(&self) -> &Counts {
-        forward!(self, b => b.counts())
+impl DerefMut for Selected {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        whichever!(self, backend => backend)
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use gaio_backends::{
-    Backend, Buffer, Completion, Errno, Error, ErrorKind, Lane, Load, Payload, Selected, SocketKind,
+    Backend, Buffer, Completion, Errno, Error, ErrorKind, Lane, Load, Payload, SocketKind,
 };
 
 use super::Engine;
@@ -15,13 +15,8 @@ use crate::results::OpResult;
 impl<C> Engine<C> {
     /// Takes one completion.
     #[inline]
-    pub(crate) fn complete(&mut self, backend: &mut Selected, completion: Completion) {
-        let Completion {
-            key,
-            more,
-            result,
-            payload,
-        } = completion;
+    pub(crate) fn complete<B: Backend>(&mut self, backend: &mut B, completion: Completion) {
+        let Completion { key, more, result } = completion;
         let result = result.map(|len| len as usize);
         self.counts.completions += 1;
         let Some(pending) = self.requests.get_mut(key) else {
@@ -40,22 +35,20 @@ impl<C> Engine<C> {
         }
         if closing {
             let size = result.unwrap_or(0);
-            self.keep(backend, key, count, size, payload);
+            self.keep(backend, key, count, size);
             return self.close_out_when_still(backend, slot);
         }
         match what {
-            What::ReadSwap => self.received(backend, slot, key, result, payload),
+            What::ReadSwap => self.received(backend, slot, key, result),
             What::Write if count == 1 => match result {
                 Ok(size) if backend.loads().advance(key, size) => self.written(backend, key),
                 Ok(_) => self.go_on(backend, key),
                 Err(errno) => self.fail(backend, key, errno),
             },
             What::Write => self.wrote_batch(backend, slot, key, count, result),
-            What::ReadStream => {
-                self.stream_step(backend, slot, key, more, result, payload);
-            }
+            What::ReadStream => self.stream_step(backend, slot, key, more, result),
             What::ReadFull => self.filled(backend, key, result),
-            What::Accept | What::AcceptOne => match payload {
+            What::Accept | What::AcceptOne => match backend.payload() {
                 Payload::Socket(socket) => self.accepted(backend, slot, key, more, socket),
                 _ => self.accept_failed(backend, slot, key, result),
             },
@@ -65,18 +58,17 @@ impl<C> Engine<C> {
     }
 
     #[inline]
-    fn received(
+    fn received<B: Backend>(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut B,
         slot: u32,
         key: u32,
         result: Result<usize, Errno>,
-        payload: Payload,
     ) {
         match result {
             Ok(size) => {
                 self.note_swap_read(size);
-                let buffer = match payload {
+                let buffer = match backend.payload() {
                     Payload::Lease(lease) => lease.into(),
                     _ => Buffer::EMPTY,
                 };
@@ -89,7 +81,7 @@ impl<C> Engine<C> {
 
     /// All of a write was written.
     #[inline]
-    fn written(&mut self, backend: &mut Selected, key: u32) {
+    fn written<B: Backend>(&mut self, backend: &mut B, key: u32) {
         let (buffer, size) = backend.loads().take_buffer(key);
         self.conclude(key, None, buffer, size);
     }
@@ -98,7 +90,7 @@ impl<C> Engine<C> {
     #[inline]
     pub(super) fn finish_with(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         key: u32,
         result: Result<usize, Errno>,
     ) {
@@ -114,7 +106,7 @@ impl<C> Engine<C> {
     /// Ends a request for the reason it was cancelled for, else with the system's error. An
     /// interruption that nobody asked for means: again.
     #[cold]
-    pub(super) fn fail(&mut self, backend: &mut Selected, key: u32, errno: Errno) {
+    pub(super) fn fail(&mut self, backend: &mut dyn Backend, key: u32, errno: Errno) {
         let Some(pending) = self.requests.get(key) else {
             return;
         };
@@ -136,7 +128,7 @@ impl<C> Engine<C> {
     }
 
     /// A request that made progress but is not done: ends if it is to end, else goes on.
-    fn go_on(&mut self, backend: &mut Selected, key: u32) {
+    fn go_on(&mut self, backend: &mut dyn Backend, key: u32) {
         let Some(pending) = self.requests.get(key) else {
             return;
         };
@@ -149,7 +141,7 @@ impl<C> Engine<C> {
         }
     }
 
-    fn filled(&mut self, backend: &mut Selected, key: u32, result: Result<usize, Errno>) {
+    fn filled(&mut self, backend: &mut dyn Backend, key: u32, result: Result<usize, Errno>) {
         match result {
             Ok(0) => {
                 let error = Error::new(What::ReadFull.doing(), ErrorKind::UnexpectedEof);
@@ -160,7 +152,7 @@ impl<C> Engine<C> {
     }
 
     /// A transfer that goes on until all is done.
-    fn wrote(&mut self, backend: &mut Selected, key: u32, result: Result<usize, Errno>) {
+    fn wrote(&mut self, backend: &mut dyn Backend, key: u32, result: Result<usize, Errno>) {
         match result {
             Ok(size) if backend.loads().advance(key, size) => self.finish(backend, key, None),
             Ok(_) => self.go_on(backend, key),
@@ -171,7 +163,7 @@ impl<C> Engine<C> {
     /// Ends those requests of a batch that are whole, or are to end.
     fn wrote_batch(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         slot: u32,
         first: u32,
         count: u16,
@@ -203,7 +195,13 @@ impl<C> Engine<C> {
     }
 
     /// Spreads `size` written bytes over the requests of a batch; returns what is left.
-    fn spread(&mut self, backend: &mut Selected, first: u32, count: u16, mut size: usize) -> usize {
+    fn spread(
+        &mut self,
+        backend: &mut dyn Backend,
+        first: u32,
+        count: u16,
+        mut size: usize,
+    ) -> usize {
         let mut key = first;
         for _ in 0..count {
             let Some(pending) = self.requests.get_mut(key) else {
@@ -221,14 +219,8 @@ impl<C> Engine<C> {
     /// Keeps what a completion of a freed connection brings for the results, which are all
     /// emitted when nothing runs any more.
     #[cold]
-    fn keep(
-        &mut self,
-        backend: &mut Selected,
-        key: u32,
-        count: u16,
-        size: usize,
-        payload: Payload,
-    ) {
+    fn keep(&mut self, backend: &mut dyn Backend, key: u32, count: u16, size: usize) {
+        let payload = backend.payload();
         let what = self.requests.get(key).map(|pending| pending.what);
         match (what, payload) {
             (Some(What::ReadSwap), Payload::Lease(lease)) => {
@@ -248,7 +240,7 @@ impl<C> Engine<C> {
 
     pub(super) fn connected(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         slot: u32,
         key: u32,
         result: Result<usize, Errno>,
@@ -280,7 +272,7 @@ impl<C> Engine<C> {
 
     fn accepted(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         slot: u32,
         key: u32,
         more: bool,
@@ -313,7 +305,7 @@ impl<C> Engine<C> {
 
     fn accept_failed(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         slot: u32,
         key: u32,
         result: Result<usize, Errno>,
@@ -343,17 +335,16 @@ impl<C> Engine<C> {
 
     fn stream_step(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         slot: u32,
         key: u32,
         more: bool,
         result: Result<usize, Errno>,
-        payload: Payload,
     ) {
         match result {
             Ok(0) => self.finish(backend, key, None),
             Ok(size) => {
-                self.emit_step(key, None, None, payload, size);
+                self.emit_step(key, None, None, backend.payload(), size);
                 if more {
                     self.pause_if_over_window(backend, slot, key);
                 } else {

@@ -1,6 +1,6 @@
 //! Ending requests before their time: cancelled, out of time, connection freed, watcher closed.
 
-use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Place, Selected};
+use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Place};
 
 use super::Engine;
 use crate::conn::Conn;
@@ -9,7 +9,7 @@ use crate::request::{OpId, What};
 
 impl<C> Engine<C> {
     /// Cancels a request. False if there is none of that number.
-    pub(crate) fn cancel(&mut self, backend: &mut Selected, op: OpId) -> bool {
+    pub(crate) fn cancel(&mut self, backend: &mut dyn Backend, op: OpId) -> bool {
         let Some(index) = self.requests.find(op) else {
             return false;
         };
@@ -22,7 +22,7 @@ impl<C> Engine<C> {
 
     /// Ends the requests whose time has come; false if there are none. What is about to have its
     /// first attempt has it before.
-    pub(crate) fn expire(&mut self, backend: &mut Selected) -> bool {
+    pub(crate) fn expire(&mut self, backend: &mut dyn Backend) -> bool {
         if self.deadlines.is_empty() {
             return false;
         }
@@ -64,7 +64,7 @@ impl<C> Engine<C> {
             })
     }
 
-    fn end_early(&mut self, backend: &mut Selected, index: u32, why: ErrorKind) {
+    fn end_early(&mut self, backend: &mut dyn Backend, index: u32, why: ErrorKind) {
         let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
@@ -109,7 +109,7 @@ impl<C> Engine<C> {
     /// Ends every request of a lane with an error.
     pub(super) fn fail_lane(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         slot: u32,
         lane: Lane,
         error: Error,
@@ -123,7 +123,7 @@ impl<C> Engine<C> {
     }
 
     /// Frees a connection. False if the handle is not good.
-    pub(crate) fn free(&mut self, backend: &mut Selected, conn: Conn) -> bool {
+    pub(crate) fn free(&mut self, backend: &mut dyn Backend, conn: Conn) -> bool {
         let open = self.is_open(conn);
         if open {
             self.free_slot(backend, conn.slot());
@@ -131,7 +131,7 @@ impl<C> Engine<C> {
         open
     }
 
-    fn free_slot(&mut self, backend: &mut Selected, slot: u32) {
+    fn free_slot(&mut self, backend: &mut dyn Backend, slot: u32) {
         self.conns.begin_closing(slot);
         for lane in Lane::BOTH {
             let Some(queue) = self.conns.lane_mut(slot, lane) else {
@@ -148,13 +148,13 @@ impl<C> Engine<C> {
 
     /// If nothing runs any more on a freed connection, its requests end in the order in which they
     /// were accepted, then its socket is closed.
-    pub(super) fn close_out_when_still(&mut self, backend: &mut Selected, slot: u32) {
+    pub(super) fn close_out_when_still(&mut self, backend: &mut dyn Backend, slot: u32) {
         if self.conns.get(slot).is_some_and(|state| state.is_still()) {
             self.close_out(backend, slot);
         }
     }
 
-    fn close_out(&mut self, backend: &mut Selected, slot: u32) {
+    fn close_out(&mut self, backend: &mut dyn Backend, slot: u32) {
         let why = if self.closed {
             ErrorKind::WatcherClosed
         } else {
@@ -175,7 +175,7 @@ impl<C> Engine<C> {
     /// Gives the socket of an idle connection back.
     pub(crate) fn reclaim(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         conn: Conn,
     ) -> Result<std::os::fd::OwnedFd, ErrorKind> {
         let state = self.conns.get(conn.slot()).filter(|_| self.is_open(conn));
@@ -212,7 +212,7 @@ impl<C> Engine<C> {
     }
 
     /// Ends everything; what runs ends soon.
-    pub(crate) fn close(&mut self, backend: &mut Selected) {
+    pub(crate) fn close(&mut self, backend: &mut dyn Backend) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }

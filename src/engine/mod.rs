@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gaio_backends::{
-    Backend, Buffer, Doing, Errno, Error, ErrorKind, Lane, Load, Loads, Selected, SocketKind,
+    Backend, Buffer, Doing, Errno, Error, ErrorKind, Lane, Load, Loads, SocketKind,
 };
 
 use self::waiting::Waiting;
@@ -94,7 +94,7 @@ impl<C> Engine<C> {
 
     /// Why a request for a connection cannot be accepted, if it cannot.
     #[inline(always)]
-    pub(crate) fn refusal(&self, conn: Conn, what: What, load: &Load) -> Option<ErrorKind> {
+    pub(crate) fn refusal(&self, conn: Conn, what: What) -> Option<ErrorKind> {
         let Some(state) = self.conns.get(conn.slot()).filter(|_| self.is_open(conn)) else {
             return Some(match self.closed {
                 true => ErrorKind::WatcherClosed,
@@ -106,12 +106,10 @@ impl<C> Engine<C> {
             What::Ready(_) => true,
             _ => !state.is_listener,
         };
-        if !fits {
-            return Some(ErrorKind::WrongKind);
-        }
-        match load {
-            Load::Buffer(buffer) if buffer.is_empty() => Some(ErrorKind::EmptyBuffer),
-            _ => None,
+        if fits {
+            None
+        } else {
+            Some(ErrorKind::WrongKind)
         }
     }
 
@@ -193,7 +191,7 @@ impl<C> Engine<C> {
     /// Takes a socket under a fresh handle.
     pub(crate) fn adopt(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<Conn, (Errno, OwnedFd)> {
@@ -207,7 +205,7 @@ impl<C> Engine<C> {
     /// is over.
     fn adopt_as(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         conn: Conn,
         socket: OwnedFd,
         kind: SocketKind,
@@ -221,10 +219,16 @@ impl<C> Engine<C> {
     }
 
     /// Takes a message from another thread.
-    pub(crate) fn receive(&mut self, backend: &mut Selected, message: Message<C>) {
+    pub(crate) fn receive(&mut self, backend: &mut dyn Backend, message: Message<C>) {
         match message {
             Message::Submit { op, conn, order } => {
-                match self.refusal(conn, order.what, &order.load) {
+                let refusal = match (self.refusal(conn, order.what), &order.load) {
+                    (None, Load::Buffer(buffer)) if buffer.is_empty() => {
+                        Some(ErrorKind::EmptyBuffer)
+                    }
+                    (refusal, _) => refusal,
+                };
+                match refusal {
                     None => self.accept_order(backend.loads(), op, conn, order),
                     Some(kind) => {
                         let error = Error::new(order.what.doing(), kind);
@@ -273,7 +277,7 @@ impl<C> Engine<C> {
 
     fn connect_as(
         &mut self,
-        backend: &mut Selected,
+        backend: &mut dyn Backend,
         op: OpId,
         conn: Conn,
         socket: Result<OwnedFd, Errno>,
@@ -337,7 +341,7 @@ impl<C> Engine<C> {
     }
 
     /// Takes a request out of every table and emits its last result.
-    fn finish(&mut self, backend: &mut Selected, key: u32, error: Option<Error>) {
+    fn finish(&mut self, backend: &mut dyn Backend, key: u32, error: Option<Error>) {
         let (mut buffer, done) = backend.loads().take_buffer(key);
         let what = self.requests.get(key).map(|pending| pending.what);
         if let Some(What::Read | What::ReadFull) = what {

@@ -1,7 +1,7 @@
 //! Handing requests to the backend: the first of each lane that is idle; neighbouring writes
 //! together, in one vectored call.
 
-use gaio_backends::{Backend, Error, Lane, Place, Request, Selected, WRITES_MAX};
+use gaio_backends::{Backend, Error, Lane, Place, Request, WRITES_MAX};
 
 use super::Engine;
 use crate::conn_table::{Phase, Stage};
@@ -13,7 +13,7 @@ const DIRTY_KEPT: usize = 4096;
 impl<C> Engine<C> {
     /// Starts what can be started, as far as the backend has room.
     #[inline]
-    pub(crate) fn start_dirty(&mut self, backend: &mut Selected) {
+    pub(crate) fn start_dirty<B: Backend>(&mut self, backend: &mut B) {
         if self.dirty.is_empty() {
             return;
         }
@@ -32,7 +32,7 @@ impl<C> Engine<C> {
     }
 
     #[inline]
-    fn start_lane(&mut self, backend: &mut Selected, slot: u32, lane: Lane) {
+    fn start_lane<B: Backend>(&mut self, backend: &mut B, slot: u32, lane: Lane) {
         let Some(state) = self.conns.get_mut(slot) else {
             return;
         };
@@ -85,7 +85,7 @@ impl<C> Engine<C> {
 
     /// One write as it is; several neighbours together.
     #[inline]
-    fn start_writes(&mut self, backend: &mut Selected, slot: u32, key: u32) {
+    fn start_writes<B: Backend>(&mut self, backend: &mut B, slot: u32, key: u32) {
         let next = self.requests.get(key).map_or(NONE, |first| first.next);
         let next = self.requests.get(next);
         if next.is_some_and(|next| next.what == What::Write) {
@@ -97,7 +97,7 @@ impl<C> Engine<C> {
     }
 
     #[cold]
-    fn start_batch(&mut self, backend: &mut Selected, slot: u32, first: u32) {
+    fn start_batch(&mut self, backend: &mut dyn Backend, slot: u32, first: u32) {
         self.gathered.clear();
         let mut key = first;
         while self.gathered.len() < WRITES_MAX

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Credit, Error, Lane, Loads, Place, Pool, Selected};
+use gaio_backends::{Backend, Credit, Error, Lane, Loads, Place, Pool};
 
 use super::Engine;
 use crate::conn_table::Stage;
@@ -54,7 +54,7 @@ impl<C> Engine<C> {
     }
 
     /// Lets everything go on whose wait is over.
-    pub(crate) fn wake_waiting(&mut self, backend: &mut Selected) {
+    pub(crate) fn wake_waiting(&mut self, backend: &mut dyn Backend) {
         if self.has_starved() {
             self.serve_starved(backend);
         }
@@ -78,7 +78,7 @@ impl<C> Engine<C> {
     }
 
     /// A swap read found the pool dry: it waits until leases come back.
-    pub(super) fn starve(&mut self, backend: &mut Selected, slot: u32, index: u32) {
+    pub(super) fn starve(&mut self, backend: &mut dyn Backend, slot: u32, index: u32) {
         let Some(pending) = self.requests.get_mut(index) else {
             return;
         };
@@ -131,7 +131,7 @@ impl<C> Engine<C> {
     }
 
     /// Wakes as many reads as the returned room will serve.
-    fn serve_starved(&mut self, backend: &mut Selected) {
+    fn serve_starved(&mut self, backend: &mut dyn Backend) {
         let room = backend.swap_room_bytes();
         if room == 0 {
             return;
@@ -169,7 +169,12 @@ impl<C> Engine<C> {
     }
 
     /// A stream over its window stops taking in more.
-    pub(super) fn pause_if_over_window(&mut self, backend: &mut Selected, slot: u32, index: u32) {
+    pub(super) fn pause_if_over_window(
+        &mut self,
+        backend: &mut dyn Backend,
+        slot: u32,
+        index: u32,
+    ) {
         let over = self.is_over_window(backend.loads(), index);
         if let Some(pending) = self.requests.get_mut(index)
             && over
@@ -187,7 +192,7 @@ impl<C> Engine<C> {
     }
 
     /// A stream's operation has ended, but not the stream: it goes on, or waits for leases.
-    pub(super) fn resume_or_park(&mut self, backend: &mut Selected, slot: u32, index: u32) {
+    pub(super) fn resume_or_park(&mut self, backend: &mut dyn Backend, slot: u32, index: u32) {
         let window = self.stream_window;
         let Some(pending) = self.requests.get_mut(index) else {
             return;
@@ -214,7 +219,7 @@ impl<C> Engine<C> {
         }
     }
 
-    fn resume_paused(&mut self, backend: &mut Selected) {
+    fn resume_paused(&mut self, backend: &mut dyn Backend) {
         if !backend.pool().take_credit_back() {
             return;
         }
@@ -238,12 +243,12 @@ impl<C> Engine<C> {
     }
 
     /// A listener ran out of descriptors: it accepts again when one is freed.
-    pub(super) fn wait_for_descriptor(&mut self, backend: &Selected, slot: u32) {
+    pub(super) fn wait_for_descriptor(&mut self, backend: &dyn Backend, slot: u32) {
         self.retry_at(backend.now() + ACCEPT_RETRY, slot, Lane::Read);
     }
 
     /// The queue of the Unix socket to connect to is full, which makes no event when it is not.
-    pub(super) fn wait_for_backlog(&mut self, backend: &Selected, slot: u32) {
+    pub(super) fn wait_for_backlog(&mut self, backend: &dyn Backend, slot: u32) {
         self.retry_at(backend.now() + CONNECT_RETRY, slot, Lane::Write);
     }
 

@@ -6,9 +6,10 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Doing, Errno, Error, ErrorKind, Result, Until};
+use gaio_backends::{Backend, Doing, Errno, Error, ErrorKind, Result, Task, Until};
 
 use super::Watcher;
+use crate::engine::Engine;
 use crate::results::Results;
 
 /// Rounds after the time is over, while there is still something to do that may give a result.
@@ -54,16 +55,11 @@ impl<C> Watcher<C> {
         let until = self.patience(limit, spin);
         let waited = self.backend.wait(until);
         self.inbox.waker.awake();
-        let mut room = max.saturating_sub(self.engine.out.len()).max(1);
-        while room > 0
-            && let Some(completion) = self.backend.next()
-        {
-            self.engine.complete(&mut self.backend, completion);
-            room -= 1;
-        }
+        let room = max.saturating_sub(self.engine.out.len()).max(1);
+        self.backend.run(Collect(&mut self.engine, room));
         waited?;
         // What ran out of time is still to be taken back from the kernel.
-        let expired = self.engine.expire(&mut self.backend);
+        let expired = self.engine.expire(&mut *self.backend);
         Ok(self.backend.has_work() || expired)
     }
 
@@ -71,9 +67,9 @@ impl<C> Watcher<C> {
         if self.inbox.is_pending() {
             self.absorb();
         }
-        self.engine.wake_waiting(&mut self.backend);
-        self.engine.start_dirty(&mut self.backend);
-        self.engine.expire(&mut self.backend);
+        self.engine.wake_waiting(&mut *self.backend);
+        self.backend.run(Start(&mut self.engine));
+        self.engine.expire(&mut *self.backend);
     }
 
     /// How long this round may sleep: not if there is something to do.
@@ -124,11 +120,11 @@ impl<C> Watcher<C> {
         let mut messages = std::mem::take(&mut self.messages);
         let closed = self.inbox.take(&mut messages);
         for message in messages.drain(..) {
-            self.engine.receive(&mut self.backend, message);
+            self.engine.receive(&mut *self.backend, message);
         }
         self.messages = messages;
         if closed {
-            self.engine.close(&mut self.backend);
+            self.engine.close(&mut *self.backend);
         }
     }
 
@@ -149,6 +145,34 @@ impl<C> Watcher<C> {
     #[inline]
     pub(super) fn is_elsewhere(&self) -> bool {
         self.owner.is_some_and(|owner| owner != this_thread())
+    }
+}
+
+/// Starts what can be started.
+struct Start<'a, C>(&'a mut Engine<C>);
+
+impl<C> Task for Start<'_, C> {
+    type Output = ();
+
+    fn run<B: Backend>(self, backend: &mut B) {
+        self.0.start_dirty(backend);
+    }
+}
+
+/// Takes completions, at most so many.
+struct Collect<'a, C>(&'a mut Engine<C>, usize);
+
+impl<C> Task for Collect<'_, C> {
+    type Output = ();
+
+    fn run<B: Backend>(self, backend: &mut B) {
+        let Collect(engine, max) = self;
+        for _ in 0..max {
+            let Some(completion) = backend.next() else {
+                return;
+            };
+            engine.complete(backend, completion);
+        }
     }
 }
 

@@ -48,12 +48,8 @@ impl Engine {
             }
         };
         entry.set_op(Lane::Read, Op::Idle);
-        Some(Completion {
-            key: entry.key(Lane::Read),
-            more: false,
-            result,
-            payload: leased(self.cursor.lease(None)),
-        })
+        self.brought = leased(self.cursor.lease(None));
+        Some(Completion::last(entry.key(Lane::Read), result))
     }
 
     fn read_stream(&mut self, slot: u32) -> Option<Completion> {
@@ -70,11 +66,11 @@ impl Engine {
         if entry.can_run(Lane::Read) {
             self.go_on(slot, READS_PER_TURN);
         }
+        self.brought = leased(self.cursor.lease(self.loads.credit(key)));
         Some(Completion {
             key,
             more: true,
             result: Ok(transferred(len)),
-            payload: leased(self.cursor.lease(self.loads.credit(key))),
         })
     }
 
@@ -149,11 +145,11 @@ impl Engine {
                     } else {
                         entry.set_op(Lane::Read, Op::Idle);
                     }
+                    self.brought = Payload::Socket(socket);
                     return Some(Completion {
                         key,
                         more: stream,
                         result: Ok(0),
-                        payload: Payload::Socket(socket),
                     });
                 }
                 Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),

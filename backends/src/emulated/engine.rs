@@ -12,7 +12,7 @@ use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::Pool;
-use crate::{Completion, Counts, Lane, Loads, Place, Request, sys};
+use crate::{Completion, Counts, Lane, Loads, Payload, Place, Request, sys};
 
 /// The attached sockets and their operations.
 #[derive(Debug)]
@@ -23,7 +23,9 @@ pub(super) struct Engine {
     /// turn there may be nothing left to run on it.
     queue: VecDeque<(u32, Lane)>,
     /// Completions from outside of `wait`, to be handed out by the next one.
-    done: VecDeque<Completion>,
+    done: VecDeque<(Completion, Payload)>,
+    /// What the last completion brought.
+    pub(super) brought: Payload,
     /// How many lanes of the queue still run in this turn. What queues up meanwhile lets others go
     /// first.
     left: usize,
@@ -41,6 +43,7 @@ impl Engine {
             loads: Loads::default(),
             queue: VecDeque::new(),
             done: VecDeque::new(),
+            brought: Payload::None,
             left: 0,
             streak: 0,
             retries: Retries::default(),
@@ -152,7 +155,8 @@ impl Engine {
                 written => {
                     entry.learn(Lane::Write, written.unwrap_or(0), rest.len());
                     let result = written.map(transferred);
-                    return self.done.push_back(Completion::last(at.key, result));
+                    let done = Completion::last(at.key, result);
+                    return self.done.push_back((done, Payload::None));
                 }
             }
         }
@@ -169,11 +173,13 @@ impl Engine {
             .is_some_and(|entry| entry.op(lane) == Op::Connecting);
         if last_try && !connecting {
             let completion = self.attempt(slot, lane);
-            self.done.extend(completion);
+            let payload = self.brought.take();
+            self.done.extend(completion.map(|done| (done, payload)));
         }
         if self.runs(slot, lane) {
             let completion = self.finish(slot, lane, Err(Errno(libc::ECANCELED)));
-            self.done.extend(completion);
+            self.done
+                .extend(completion.map(|done| (done, Payload::None)));
         }
     }
 
@@ -185,7 +191,8 @@ impl Engine {
     /// The next completion of what needs no event: it was complete already, or runs now.
     #[inline]
     pub(super) fn next_started(&mut self) -> Option<Completion> {
-        if let Some(completion) = self.done.pop_front() {
+        if let Some((completion, payload)) = self.done.pop_front() {
+            self.brought = payload;
             return Some(completion);
         }
         while self.left > 0 {

@@ -35,8 +35,8 @@ use self::slot::Flags;
 use crate::error::Errno;
 use crate::error::Refusal;
 use crate::{
-    Backend, Completion, Counts, Loads, Options, Place, Pool, Request, SocketKind, Until, Waker,
-    sys,
+    Backend, Completion, Counts, Loads, Options, Payload, Place, Pool, Request, SocketKind, Until,
+    Waker, sys,
 };
 
 /// Tokens of no slot: there are never so many.
@@ -238,6 +238,11 @@ impl<P: Poller> Backend for Emulated<P> {
                 return Some(completion);
             }
         }
+    }
+
+    #[inline]
+    fn payload(&mut self) -> Payload {
+        self.engine.brought.take()
     }
 
     fn has_work(&mut self) -> bool {

@@ -21,6 +21,15 @@ const BLOCK: usize = Options::SMALL.swap_buffer_size;
 /// Long enough for anything that is going to happen.
 const SOON: Duration = Duration::from_secs(5);
 
+/// A completion, and what it brought.
+#[derive(Debug)]
+struct Completed {
+    key: u32,
+    more: bool,
+    result: Result<u32, Errno>,
+    payload: Payload,
+}
+
 struct Rig {
     backend: Emulated<System>,
     /// What the last `wait` returned.
@@ -89,22 +98,31 @@ impl Rig {
     }
 
     /// Counts a transfer, as the watcher does; whether that was all.
-    fn advance(&mut self, completion: &Completion) -> bool {
+    fn advance(&mut self, completion: &Completed) -> bool {
         let len = completion.result.unwrap() as usize;
         self.backend.loads().advance(completion.key, len)
     }
 
     /// One turn.
-    fn turn(&mut self, until: Until, max: usize) -> Vec<Completion> {
+    fn turn(&mut self, until: Until, max: usize) -> Vec<Completed> {
         self.backend.wait(until).unwrap();
-        let next = |_| self.backend.next();
+        let next = |_| {
+            let Completion { key, more, result } = self.backend.next()?;
+            let payload = self.backend.payload();
+            Some(Completed {
+                key,
+                more,
+                result,
+                payload,
+            })
+        };
         let all = (0..max).map_while(next).collect();
         self.more = self.backend.has_work();
         all
     }
 
     /// Turns until something is complete.
-    fn completions(&mut self) -> Vec<Completion> {
+    fn completions(&mut self) -> Vec<Completed> {
         let at = Instant::now() + SOON;
         loop {
             let all = self.turn(Until::Time(at), usize::MAX);
@@ -115,7 +133,7 @@ impl Rig {
         }
     }
 
-    fn one(&mut self) -> Completion {
+    fn one(&mut self) -> Completed {
         let mut all = self.completions();
         assert_eq!(all.len(), 1, "{all:?}");
         all.remove(0)
@@ -136,14 +154,14 @@ fn place(slot: u32, lane: Lane) -> Place {
     Place { slot, lane, key }
 }
 
-fn lease(completion: Completion) -> SwapBuf {
+fn lease(completion: Completed) -> SwapBuf {
     match completion.payload {
         Payload::Lease(lease) => lease,
         other => panic!("no lease: {other:?}"),
     }
 }
 
-fn errno(completion: &Completion) -> i32 {
+fn errno(completion: &Completed) -> i32 {
     completion.result.expect_err("an error").0
 }
 
@@ -581,7 +599,7 @@ fn start_connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) {
     rig.start_with(slot, Lane::Write, Request::Connect, load);
 }
 
-fn connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) -> Completion {
+fn connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) -> Completed {
     start_connect(rig, slot, to);
     rig.one()
 }

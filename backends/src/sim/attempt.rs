@@ -52,12 +52,8 @@ impl Sim {
                     request => request == Request::AcceptStream,
                 };
                 let more = streams && !self.world.lock().fault(6);
-                self.complete(Completion {
-                    key,
-                    more,
-                    result: Ok(len),
-                    payload,
-                });
+                let result = Ok(len);
+                self.complete(Completion { key, more, result }, payload);
             }
         }
     }

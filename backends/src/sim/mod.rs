@@ -23,7 +23,9 @@ pub use world::{Peer, World};
 use crate::error::{Errno, Refusal};
 use crate::swap::{Filling, Pool};
 use crate::wake::{Bell, Waker};
-use crate::{Backend, Completion, Counts, Lane, Loads, Options, Place, Request, SocketKind, Until};
+use crate::{
+    Backend, Completion, Counts, Lane, Loads, Options, Payload, Place, Request, SocketKind, Until,
+};
 
 /// How often the kernel runs within one sleep before nothing is expected to happen any more: more
 /// often than any completion can be late.
@@ -40,12 +42,20 @@ pub struct Sim {
     filling: Option<Filling>,
     /// By key; in order, so that a seed replays.
     running: BTreeMap<u32, Running>,
-    /// What is complete but not handed out, with its connection.
-    done: VecDeque<(u32, Completion)>,
+    done: VecDeque<Done>,
+    /// What the last completion brought.
+    brought: Payload,
     /// How many completions this turn may give out.
     left: usize,
     waker: Arc<Waker>,
     counts: Counts,
+}
+
+/// A completion that is not handed out yet.
+struct Done {
+    slot: u32,
+    completion: Completion,
+    payload: Payload,
 }
 
 struct Seat {
@@ -98,6 +108,7 @@ impl Sim {
             filling: None,
             running: BTreeMap::new(),
             done: VecDeque::new(),
+            brought: Payload::None,
             left: 0,
             waker,
             counts: Counts::default(),
@@ -172,11 +183,11 @@ impl Sim {
 
     /// Ends an operation.
     fn finish(&mut self, key: u32, result: Result<u32, Errno>) {
-        self.complete(Completion::last(key, result));
+        self.complete(Completion::last(key, result), Payload::None);
     }
 
     /// Lines a completion up: behind what came before of the same lane, else anywhere.
-    fn complete(&mut self, completion: Completion) {
+    fn complete(&mut self, completion: Completion, payload: Payload) {
         let key = completion.key;
         let Some(running) = self.running.get(&key) else {
             return;
@@ -186,10 +197,15 @@ impl Sim {
             self.loads.end(key);
             self.running.remove(&key);
         }
-        let first = self.done.iter().rposition(|(of, _)| *of == slot);
+        let first = self.done.iter().rposition(|done| done.slot == slot);
         let first = first.map_or(0, |last| last + 1);
         let place = first + self.world.lock().below(self.done.len() - first + 1);
-        self.done.insert(place, (slot, completion));
+        let done = Done {
+            slot,
+            completion,
+            payload,
+        };
+        self.done.insert(place, done);
     }
 
     /// Lets time pass until something is complete.
@@ -241,7 +257,7 @@ impl Backend for Sim {
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
         let busy = self.running.values().any(|running| running.at.slot == slot);
         assert!(!busy, "slot {slot} is detached while something runs on it");
-        let pending = self.done.iter().any(|(of, _)| *of == slot);
+        let pending = self.done.iter().any(|done| done.slot == slot);
         assert!(
             !pending,
             "slot {slot} is detached before its last completion"
@@ -325,7 +341,13 @@ impl Backend for Sim {
 
     fn next(&mut self) -> Option<Completion> {
         self.left = self.left.checked_sub(1)?;
-        self.done.pop_front().map(|(_, completion)| completion)
+        let done = self.done.pop_front()?;
+        self.brought = done.payload;
+        Some(done.completion)
+    }
+
+    fn payload(&mut self) -> Payload {
+        self.brought.take()
     }
 
     fn has_work(&mut self) -> bool {

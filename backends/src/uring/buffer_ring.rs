@@ -87,7 +87,7 @@ impl BufferRing {
 
     /// Cuts the lease of what the kernel received into buffer `id`. `None` if there is no such
     /// buffer, or not that much of it: nothing that a working kernel says.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(
         &mut self,
         id: u16,
@@ -127,6 +127,7 @@ impl BufferRing {
         self.leaked = true;
     }
 
+    #[cold]
     fn retire(&mut self, id: u16) {
         self.lent[usize::from(id)] = None;
         self.idle_ids.push(id);

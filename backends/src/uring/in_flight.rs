@@ -114,14 +114,21 @@ impl InFlight {
         (socket.fd != EMPTY).then_some(socket)
     }
 
+    /// The descriptor in a slot, if it is a socket.
+    #[inline]
+    pub(super) fn stream(&self, slot: u32) -> Option<RawFd> {
+        let socket = self.sockets.get(slot as usize)?;
+        (socket.fd != EMPTY && !socket.is_other).then_some(socket.fd)
+    }
+
     /// What runs for a request.
     #[inline]
-    pub(super) fn get(&self, key: u32) -> Option<Running> {
-        let running = *self.running.get(key as usize)?;
+    pub(super) fn get(&self, key: u32) -> Option<&Running> {
+        let running = self.running.get(key as usize)?;
         (running.op != Op::Idle).then_some(running)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&mut self, at: Place, op: Op) {
         let index = at.key as usize;
         if index >= self.running.len() {

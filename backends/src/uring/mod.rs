@@ -74,6 +74,8 @@ pub struct Uring {
     loads: ManuallyDrop<Loads>,
     /// Completions that need no kernel.
     immediate: VecDeque<Completion>,
+    /// What the last completion brought.
+    brought: Payload,
     /// Entries that found the submission queue full.
     deferred: VecDeque<squeue::Entry>,
     /// Operations that were cancelled and still run.
@@ -129,6 +131,7 @@ impl Uring {
             in_flight: InFlight::default(),
             loads: ManuallyDrop::default(),
             immediate: VecDeque::new(),
+            brought: Payload::None,
             deferred: VecDeque::new(),
             cancelling: 0,
             waker,
@@ -159,12 +162,17 @@ impl Uring {
     ///
     /// # Safety
     /// Whatever memory the entry names lives until its last completion.
-    #[inline]
+    #[inline(always)]
     unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: as the caller says.
         if !self.deferred.is_empty() || unsafe { self.submission.push(&entry) }.is_err() {
-            self.deferred.push_back(entry);
+            self.defer(entry);
         }
+    }
+
+    #[cold]
+    fn defer(&mut self, entry: squeue::Entry) {
+        self.deferred.push_back(entry);
     }
 
     /// Records an operation and queues its entry.
@@ -173,34 +181,34 @@ impl Uring {
     /// Whatever memory the entry names lies in the request's load, which is busy: it stays until
     /// the last completion, for which the teardown waits, or else keeps the table. Lent swap
     /// buffers are kept by the buffer ring in the same way.
-    #[inline]
+    #[inline(always)]
     unsafe fn launch(&mut self, at: Place, op: Op, entry: squeue::Entry) {
         self.in_flight.begin(at, op);
         // SAFETY: as the caller says.
         unsafe { self.push(entry.user_data(u64::from(at.key))) };
     }
 
-    #[inline]
+    #[inline(always)]
     fn start_receive(&mut self, at: Place) {
-        match self.in_flight.get_socket(at.slot) {
-            Some(socket) if !socket.is_other => {
-                let entry = entries::receive(Fd(socket.fd));
+        match self.in_flight.stream(at.slot) {
+            Some(fd) => {
+                let entry = entries::receive(Fd(fd));
                 // SAFETY: it names no memory but lent buffers.
                 unsafe { self.launch(at, Op::RecvSwap, entry) };
             }
-            _ => self.start_other(at, Request::ReadSwap),
+            None => self.start_other(at, Request::ReadSwap),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn start_send(&mut self, at: Place) {
-        match self.in_flight.get_socket(at.slot) {
-            Some(socket) if !socket.is_other => {
-                let entry = self.send(at.key, Fd(socket.fd));
+        match self.in_flight.stream(at.slot) {
+            Some(fd) => {
+                let entry = self.send(at.key, Fd(fd));
                 // SAFETY: the bytes lie in the load, which is busy.
                 unsafe { self.launch(at, Op::Transfer, entry) };
             }
-            _ => self.start_other(at, Request::Write),
+            None => self.start_other(at, Request::Write),
         }
     }
 
@@ -315,46 +323,46 @@ impl Uring {
             }
             key => key as u32,
         };
-        let running = self.in_flight.get(key)?;
+        let &Running { op, cancelled, .. } = self.in_flight.get(key)?;
         let flags = entry.flags();
         let result = match entry.result() {
             len @ 0.. => Ok(len as u32),
             errno => Err(Errno(-errno)),
         };
-        if running.op.is_polled() {
-            return self.ready_polled(key, running, result);
+        if op.is_polled() {
+            return self.ready_polled(key, result);
         }
         let more = cqueue::more(flags);
         if !more {
-            self.end(running, key);
+            self.end(key, cancelled);
         }
-        let (result, payload) = match (running.op, result) {
-            (Op::RecvSwap, Ok(len)) => (result, self.received(key, len, flags, false)),
-            (Op::Transfer | Op::RecvSwap, _) => (result, Payload::None),
-            (Op::RecvStream, Ok(len)) => (result, self.received(key, len, flags, true)),
+        let result = match (op, result) {
+            (Op::RecvSwap, Ok(len)) => {
+                self.brought = self.received(None, len, flags);
+                result
+            }
+            (Op::Transfer, _) | (_, Err(_)) => result,
+            (Op::RecvStream, Ok(len)) => {
+                self.brought = self.received(Some(key), len, flags);
+                result
+            }
             (Op::Accept, Ok(fd)) => {
                 // SAFETY: the kernel made this descriptor for us, and says so once.
-                let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-                (Ok(0), Payload::Socket(socket))
+                self.brought = Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+                Ok(0)
             }
-            (Op::Connect | Op::Ready, Ok(_)) => (Ok(0), Payload::None),
-            (_, result) => (result, Payload::None),
+            (_, Ok(_)) => Ok(0),
         };
-        Some(Completion {
-            key,
-            more,
-            result,
-            payload,
-        })
+        Some(Completion { key, more, result })
     }
 
-    /// The lease of what a receive put into a lent buffer.
-    #[inline]
-    fn received(&mut self, key: u32, len: u32, flags: u32, stream: bool) -> Payload {
+    /// The lease of what a receive put into a lent buffer, charged to a stream's account.
+    #[inline(always)]
+    fn received(&mut self, stream: Option<u32>, len: u32, flags: u32) -> Payload {
         let Some(id) = cqueue::buffer_select(flags) else {
             return Payload::None;
         };
-        let credit = if stream { self.loads.credit(key) } else { None };
+        let credit = stream.and_then(|key| self.loads.credit(key));
         match self.buffers.take(id, len as usize, flags, credit) {
             Some(lease) => Payload::Lease(lease),
             None => Payload::None,
@@ -363,10 +371,10 @@ impl Uring {
 
     /// The operation has ended; what it used is the watcher's again.
     #[inline]
-    fn end(&mut self, running: Running, key: u32) {
+    fn end(&mut self, key: u32, cancelled: bool) {
         self.in_flight.end(key);
         self.loads.end(key);
-        self.cancelling -= usize::from(running.cancelled);
+        self.cancelling -= usize::from(cancelled);
     }
 }
 
@@ -494,6 +502,11 @@ impl Backend for Uring {
             }
         }
         None
+    }
+
+    #[inline(always)]
+    fn payload(&mut self) -> Payload {
+        self.brought.take()
     }
 
     fn has_work(&mut self) -> bool {

@@ -50,11 +50,11 @@ impl Uring {
     /// not wait.
     pub(super) fn forget_dry(&mut self, key: u32) -> bool {
         let place = self.polled.dry.iter().position(|&dry| dry == key);
-        let (Some(place), Some(running)) = (place, self.in_flight.get(key)) else {
+        let (Some(place), Some(&running)) = (place, self.in_flight.get(key)) else {
             return false;
         };
         self.polled.dry.swap_remove(place);
-        self.end(running, key);
+        self.end(key, running.cancelled);
         let cancelled = Err(Errno(libc::ECANCELED));
         self.immediate.push_back(Completion::last(key, cancelled));
         true
@@ -80,11 +80,11 @@ impl Uring {
     pub(super) fn ready_polled(
         &mut self,
         key: u32,
-        running: Running,
         polled: Result<u32, Errno>,
     ) -> Option<Completion> {
+        let running = *self.in_flight.get(key)?;
         let transfer = polled.and_then(|_| self.transfer(key, running));
-        let (result, payload) = match transfer {
+        let result = match transfer {
             Err(Errno(libc::EAGAIN | libc::EINTR)) if !running.cancelled => {
                 self.poll_again(key);
                 return None;
@@ -93,23 +93,18 @@ impl Uring {
                 self.polled.dry.push(key);
                 return None;
             }
-            Err(Errno(libc::EAGAIN | libc::EINTR)) => (Err(Errno(libc::ECANCELED)), Payload::None),
+            Err(Errno(libc::EAGAIN | libc::EINTR)) => Err(Errno(libc::ECANCELED)),
             // One call transfers less than 2 GiB.
-            Ok((len, payload)) => (Ok(len as u32), payload),
-            Err(errno) => (Err(errno), Payload::None),
+            Ok(len) => Ok(len as u32),
+            Err(errno) => Err(errno),
         };
-        self.end(running, key);
-        Some(Completion {
-            key,
-            // A stream is started again by the watcher, as after any success.
-            more: false,
-            result,
-            payload,
-        })
+        self.end(key, running.cancelled);
+        // A stream is started again by the watcher, as after any success.
+        Some(Completion::last(key, result))
     }
 
     fn poll_again(&mut self, key: u32) {
-        let Some(running) = self.in_flight.get(key) else {
+        let Some(&running) = self.in_flight.get(key) else {
             return;
         };
         let Some(socket) = self.in_flight.get_socket(running.slot) else {
@@ -124,27 +119,26 @@ impl Uring {
         unsafe { self.push(entry) };
     }
 
-    fn transfer(&mut self, key: u32, running: Running) -> Result<(usize, Payload), Errno> {
+    fn transfer(&mut self, key: u32, running: Running) -> Result<usize, Errno> {
         let socket = self.in_flight.get_socket(running.slot);
         let fd = socket.ok_or(Errno(libc::EBADF))?.fd;
-        let len = match (running.op, running.lane) {
+        match (running.op, running.lane) {
             (Op::PolledTransfer, Lane::Read) => {
                 self.counts.reads += 1;
-                sys::read_into(fd, self.loads.unread(key))?
+                sys::read_into(fd, self.loads.unread(key))
             }
             (Op::PolledTransfer, Lane::Write) => {
                 self.counts.writes += 1;
                 match self.loads.batch(key) {
-                    Some(batch) => sys::write_batch(fd, batch)?,
-                    None => sys::write(fd, self.loads.unwritten(key))?,
+                    Some(batch) => sys::write_batch(fd, batch),
+                    None => sys::write(fd, self.loads.unwritten(key)),
                 }
             }
-            _ => return self.read_swap(key, fd),
-        };
-        Ok((len, Payload::None))
+            _ => self.read_swap(key, fd),
+        }
     }
 
-    fn read_swap(&mut self, key: u32, fd: i32) -> Result<(usize, Payload), Errno> {
+    fn read_swap(&mut self, key: u32, fd: i32) -> Result<usize, Errno> {
         self.counts.reads += 1;
         let polled = &mut self.polled;
         if polled.filling.as_ref().is_none_or(is_nearly_full) {
@@ -156,11 +150,12 @@ impl Uring {
         // SAFETY: the tail is valid for writes of `room` bytes.
         let len = unsafe { sys::read(fd, at, room) }?;
         if len == 0 {
-            return Ok((0, Payload::None));
+            return Ok(0);
         }
         // SAFETY: `read(2)` wrote these bytes, and later reads go behind them.
         let lease = unsafe { filling.lease(len, self.loads.credit(key)) };
-        Ok((len, Payload::Lease(lease)))
+        self.brought = Payload::Lease(lease);
+        Ok(len)
     }
 }
 
