@@ -31,7 +31,8 @@ pub struct OpResult<C = ()> {
     pub size: usize,
     /// Why it failed, if it did.
     pub error: Option<Error>,
-    pub(crate) accepted: Option<Conn>,
+    /// `Conn::NONE` if there is none: half the size.
+    pub(crate) accepted: Conn,
     pub(crate) last: bool,
 }
 
@@ -70,7 +71,7 @@ impl<C> OpResult<C> {
 
     /// The new connection, if this is a successful accept.
     pub fn accepted(&self) -> Option<Conn> {
-        self.accepted
+        (self.accepted != Conn::NONE).then_some(self.accepted)
     }
 }
 

@@ -218,7 +218,7 @@ impl<C> Watcher<C> {
     ///
     /// # Errors
     /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
-    #[inline]
+    #[inline(always)]
     pub fn read(
         &mut self,
         ctx: C,

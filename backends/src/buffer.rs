@@ -37,14 +37,15 @@ enum Repr {
 const _: () = assert!(size_of::<usize>() != 8 || size_of::<Buffer>() == 40);
 
 impl Repr {
-    /// The bytes of what is not the library's own or the program's own: apart, so that telling the
-    /// frequent kinds apart stays short.
-    #[cold]
-    fn foreign(&self) -> &[u8] {
+    /// The bytes, whatever it is. Apart from the one question that loops ask all the time, so that
+    /// this stays one comparison.
+    #[inline(never)]
+    fn bytes(&self) -> &[u8] {
         match self {
+            Repr::Vec { vec, start, end } => &vec[*start..*end],
             Repr::Bytes(bytes) => bytes,
+            Repr::Swap(lease) => lease,
             Repr::Static(bytes) => bytes,
-            Repr::Vec { .. } | Repr::Swap(_) => &[],
         }
     }
 }
@@ -157,8 +158,7 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Repr::Swap(lease) => lease,
-            Repr::Vec { vec, start, end } => &vec[*start..*end],
-            other => other.foreign(),
+            other => other.bytes(),
         }
     }
 }

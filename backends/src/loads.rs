@@ -89,22 +89,21 @@ impl Load {
 
 impl Loads {
     /// Gives a request its load. Ignored for a request whose operation runs.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, key: u32, load: Load) {
         let index = key as usize;
         if index >= self.entries.len() {
             grow_gently(&mut self.entries, index, || EMPTY);
         }
-        let entry = self.entries.get_mut(index);
-        debug_assert!(
-            entry.as_ref().is_some_and(|entry| !entry.busy),
-            "{key} runs"
-        );
-        if let Some(entry) = entry.filter(|entry| !entry.busy) {
-            entry.total = load.size();
-            let before = std::mem::replace(&mut entry.load, load);
-            before.discard();
+        let Some(entry) = self.entries.get_mut(index) else {
+            return load.discard();
+        };
+        debug_assert!(!entry.busy, "{key} runs");
+        if entry.busy {
+            return load.discard();
         }
+        entry.total = load.size();
+        std::mem::replace(&mut entry.load, load).discard();
     }
 
     /// Takes the load of a request that ends, and how many bytes were transferred. Nothing while

@@ -283,8 +283,8 @@ impl<C> Engine<C> {
         }
         let adopted = self.adopt(backend, socket, SocketKind::Stream);
         let (accepted, error) = match adopted {
-            Ok(conn) => (Some(conn), None),
-            Err((errno, _)) => (None, Some(errno)),
+            Ok(conn) => (conn, None),
+            Err((errno, _)) => (Conn::NONE, Some(errno)),
         };
         let Some(pending) = self.requests.get(key) else {
             return;
@@ -328,7 +328,7 @@ impl<C> Engine<C> {
             .get_mut(slot)
             .is_some_and(|state| std::mem::replace(&mut state.out_of_descriptors, true));
         if !told {
-            self.emit_step(key, Some(error), None, Payload::None, 0);
+            self.emit_step(key, Some(error), Conn::NONE, Payload::None, 0);
         }
         self.wait_for_descriptor(backend, slot);
     }
@@ -344,7 +344,7 @@ impl<C> Engine<C> {
         match result {
             Ok(0) => self.finish(backend, key, None),
             Ok(size) => {
-                self.emit_step(key, None, None, backend.payload(), size);
+                self.emit_step(key, None, Conn::NONE, backend.payload(), size);
                 if more {
                     self.pause_if_over_window(backend, slot, key);
                 } else {
@@ -368,7 +368,7 @@ impl<C> Engine<C> {
         &mut self,
         key: u32,
         error: Option<Error>,
-        accepted: Option<Conn>,
+        accepted: Conn,
         payload: Payload,
         size: usize,
     ) {

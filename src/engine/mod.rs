@@ -263,7 +263,7 @@ impl<C> Engine<C> {
                 buffer: Default::default(),
                 size: 0,
                 error: None,
-                accepted: None,
+                accepted: Conn::NONE,
                 last: true,
             }),
             Message::Cancel(op) => {
@@ -335,7 +335,7 @@ impl<C> Engine<C> {
             buffer: order.load.into_buffer(),
             size: 0,
             error: Some(error),
-            accepted: None,
+            accepted: Conn::NONE,
             last: true,
         });
     }
@@ -373,7 +373,7 @@ impl<C> Engine<C> {
             buffer,
             size,
             error,
-            accepted: None,
+            accepted: Conn::NONE,
             last: true,
         });
     }

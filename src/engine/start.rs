@@ -31,7 +31,7 @@ impl<C> Engine<C> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn start_lane<B: Backend>(&mut self, backend: &mut B, slot: u32, lane: Lane) {
         let Some(state) = self.conns.get_mut(slot) else {
             return;
@@ -84,7 +84,7 @@ impl<C> Engine<C> {
     }
 
     /// One write as it is; several neighbours together.
-    #[inline]
+    #[inline(always)]
     fn start_writes<B: Backend>(&mut self, backend: &mut B, slot: u32, key: u32) {
         let next = self.requests.get(key).map_or(NONE, |first| first.next);
         let next = self.requests.get(next);

@@ -23,7 +23,9 @@ pub(super) struct Engine {
     /// turn there may be nothing left to run on it.
     queue: VecDeque<(u32, Lane)>,
     /// Completions from outside of `wait`, to be handed out by the next one.
-    done: VecDeque<(Completion, Payload)>,
+    done: VecDeque<Completion>,
+    /// The same of operations that were cancelled, and what they bring.
+    cancelled: VecDeque<(Completion, Payload)>,
     /// What the last completion brought.
     pub(super) brought: Payload,
     /// How many lanes of the queue still run in this turn. What queues up meanwhile lets others go
@@ -43,6 +45,7 @@ impl Engine {
             loads: Loads::default(),
             queue: VecDeque::new(),
             done: VecDeque::new(),
+            cancelled: VecDeque::new(),
             brought: Payload::None,
             left: 0,
             streak: 0,
@@ -156,7 +159,7 @@ impl Engine {
                     entry.learn(Lane::Write, written.unwrap_or(0), rest.len());
                     let result = written.map(transferred);
                     let done = Completion::last(at.key, result);
-                    return self.done.push_back((done, Payload::None));
+                    return self.done.push_back(done);
                 }
             }
         }
@@ -174,12 +177,12 @@ impl Engine {
         if last_try && !connecting {
             let completion = self.attempt(slot, lane);
             let payload = self.brought.take();
-            self.done.extend(completion.map(|done| (done, payload)));
+            self.cancelled
+                .extend(completion.map(|completion| (completion, payload)));
         }
         if self.runs(slot, lane) {
             let completion = self.finish(slot, lane, Err(Errno(libc::ECANCELED)));
-            self.done
-                .extend(completion.map(|done| (done, Payload::None)));
+            self.done.extend(completion);
         }
     }
 
@@ -189,9 +192,19 @@ impl Engine {
     }
 
     /// The next completion of what needs no event: it was complete already, or runs now.
-    #[inline]
+    #[inline(always)]
     pub(super) fn next_started(&mut self) -> Option<Completion> {
-        if let Some((completion, payload)) = self.done.pop_front() {
+        if let Some(completion) = self.done.pop_front() {
+            return Some(completion);
+        }
+        if self.left == 0 && self.cancelled.is_empty() {
+            return None;
+        }
+        self.next_queued()
+    }
+
+    fn next_queued(&mut self) -> Option<Completion> {
+        if let Some((completion, payload)) = self.cancelled.pop_front() {
             self.brought = payload;
             return Some(completion);
         }
@@ -256,7 +269,7 @@ impl Engine {
     /// Whether there is something to do without waiting.
     #[inline]
     pub(super) fn has_work(&self) -> bool {
-        !self.queue.is_empty() || !self.done.is_empty()
+        !self.queue.is_empty() || !self.done.is_empty() || !self.cancelled.is_empty()
     }
 
     /// Lets a lane run in the next turn.

@@ -222,10 +222,10 @@ impl<P: Poller> Backend for Emulated<P> {
         self.collect(until)
     }
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Completion> {
-        if self.ahead.is_some() {
-            return self.ahead.take();
+        if let Some(completion) = self.ahead.take() {
+            return Some(completion);
         }
         loop {
             if let Some(completion) = self.engine.next_started() {
