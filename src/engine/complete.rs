@@ -68,11 +68,10 @@ impl<C> Engine<C> {
         match result {
             Ok(size) => {
                 self.note_swap_read(size);
-                let buffer = match backend.payload() {
-                    Payload::Lease(lease) => lease.into(),
-                    _ => Buffer::EMPTY,
-                };
-                self.conclude(key, None, buffer, size);
+                self.conclude(key, None, || match backend.payload() {
+                    Payload::Lease(lease) => (lease.into(), size),
+                    _ => (Buffer::EMPTY, size),
+                });
             }
             Err(errno) if errno.is_out_of_buffers() => self.starve(backend, slot, key),
             Err(errno) => self.fail(backend, key, errno),
@@ -82,8 +81,7 @@ impl<C> Engine<C> {
     /// All of a write was written.
     #[inline]
     fn written<B: Backend>(&mut self, backend: &mut B, key: u32) {
-        let (buffer, size) = backend.loads().take_buffer(key);
-        self.conclude(key, None, buffer, size);
+        self.conclude(key, None, || backend.loads().take_buffer(key));
     }
 
     /// Finishes a request with what the kernel said, or tries again if that was nothing.

@@ -348,12 +348,17 @@ impl<C> Engine<C> {
             // Until now it showed all of its room.
             buffer.set_filled(done);
         }
-        self.conclude(key, error, buffer, done);
+        self.conclude(key, error, || (buffer, done));
     }
 
-    /// The same, for a request whose load was taken out or never was there.
+    /// The same, for a request whose bytes are to be had elsewhere.
     #[inline(always)]
-    fn conclude(&mut self, key: u32, error: Option<Error>, buffer: Buffer, size: usize) {
+    fn conclude(
+        &mut self,
+        key: u32,
+        error: Option<Error>,
+        bytes: impl FnOnce() -> (Buffer, usize),
+    ) {
         let Some(gone) = self.requests.remove(key) else {
             return;
         };
@@ -365,6 +370,7 @@ impl<C> Engine<C> {
             self.counts.cancelled += u64::from(error.kind() == ErrorKind::Cancelled);
             self.counts.deadlines += u64::from(error.kind() == ErrorKind::Deadline);
         }
+        let (buffer, size) = bytes();
         self.out.push(OpResult {
             operation: gone.what.operation(),
             op: gone.op,
