@@ -511,7 +511,7 @@ fn stream_has_a_budget() {
     let all = rig.turn(Until::Done, 99);
     assert_eq!(all.len(), 4);
     assert!(rig.more);
-    // A full sink stops it, too.
+    // So does whoever asks for no more.
     assert_eq!(rig.turn(Until::Done, 1).len(), 1);
     assert!(rig.more);
     let mut len = 5 * BLOCK;
@@ -528,7 +528,7 @@ fn stream_has_a_budget() {
 }
 
 #[test]
-fn full_sink_keeps_the_rest() {
+fn what_nobody_asks_for_stays() {
     let mut rig = Rig::new();
     let mut peers: Vec<_> = (0..9).map(|slot| rig.pair(slot)).collect();
     for slot in 0..9 {
