@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::options::Options;
-use crate::{Fallible, plot};
+use crate::{Fallible, load, plot};
 
 /// A part's name in the document, and the arguments that measure it.
 const PARTS: [(&str, &[&str]); 7] = [
@@ -97,6 +97,7 @@ fn circumstances() -> String {
         Some(format!("{cores} cores")),
         model.map(String::from),
         said("rustc", &["--version"]),
+        Some(format!("load on {}", load::means())),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

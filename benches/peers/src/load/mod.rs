@@ -68,6 +68,16 @@ pub enum Driver {
     Epoll,
 }
 
+/// What a load that may choose runs on here: where it is not io_uring, it costs more, and the servers
+/// wait for it.
+pub fn means() -> &'static str {
+    if Ring::new().is_ok() {
+        "io_uring"
+    } else {
+        "epoll, because io_uring is not to be had"
+    }
+}
+
 /// What came of it.
 pub struct Outcome {
     pub messages: u64,
