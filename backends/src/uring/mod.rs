@@ -4,8 +4,8 @@
 //! `setup` gets the ring, with the `features` of the kernel and, if asked for, under
 //! `restrictions`; `entries` tells it what to do, `buffer_ring` lends it swap buffers,
 //! `in_flight` remembers what runs, `polled` does reads and writes for descriptors that are not
-//! sockets, `nesting` makes the ring something to poll, `teardown` ends it all without the kernel
-//! writing into freed memory. This file submits and reaps.
+//! sockets, `reap` says what a completion means, `nesting` makes the ring something to poll, `teardown`
+//! ends it all without the kernel writing into freed memory. This file submits and waits.
 
 mod buffer_ring;
 mod entries;
@@ -13,6 +13,7 @@ mod features;
 mod in_flight;
 mod nesting;
 mod polled;
+mod reap;
 mod restrictions;
 mod setup;
 mod teardown;
@@ -21,16 +22,16 @@ use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue};
+use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
 use self::features::Features;
-use self::in_flight::{InFlight, Op, Running};
+use self::in_flight::{InFlight, Op};
 use self::nesting::Nest;
 use self::polled::Polled;
 use crate::error::Errno;
@@ -310,71 +311,6 @@ impl Uring {
     fn owes_work(&self) -> bool {
         let queue = &self.submission;
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
-    }
-
-    /// What an entry of the completion queue means, if it is one of a request's.
-    #[inline(always)]
-    fn reap(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
-        let key = match entry.user_data() {
-            IGNORED => return None,
-            WOKEN => {
-                self.wake_armed = false;
-                return None;
-            }
-            key => key as u32,
-        };
-        let &Running { op, cancelled, .. } = self.in_flight.get(key)?;
-        let flags = entry.flags();
-        let result = match entry.result() {
-            len @ 0.. => Ok(len as u32),
-            errno => Err(Errno(-errno)),
-        };
-        if op.is_polled() {
-            return self.ready_polled(key, result);
-        }
-        let more = cqueue::more(flags);
-        if !more {
-            self.end(key, cancelled);
-        }
-        let result = match (op, result) {
-            (Op::RecvSwap, Ok(len)) => {
-                self.brought = self.received(None, len, flags);
-                result
-            }
-            (Op::Transfer, _) | (_, Err(_)) => result,
-            (Op::RecvStream, Ok(len)) => {
-                self.brought = self.received(Some(key), len, flags);
-                result
-            }
-            (Op::Accept, Ok(fd)) => {
-                // SAFETY: the kernel made this descriptor for us, and says so once.
-                self.brought = Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-                Ok(0)
-            }
-            (_, Ok(_)) => Ok(0),
-        };
-        Some(Completion { key, more, result })
-    }
-
-    /// The lease of what a receive put into a lent buffer, charged to a stream's account.
-    #[inline(always)]
-    fn received(&mut self, stream: Option<u32>, len: u32, flags: u32) -> Payload {
-        let Some(id) = cqueue::buffer_select(flags) else {
-            return Payload::None;
-        };
-        let credit = stream.and_then(|key| self.loads.credit(key));
-        match self.buffers.take(id, len as usize, flags, credit) {
-            Some(lease) => Payload::Lease(lease),
-            None => Payload::None,
-        }
-    }
-
-    /// The operation has ended; what it used is the watcher's again.
-    #[inline]
-    fn end(&mut self, key: u32, cancelled: bool) {
-        self.in_flight.end(key);
-        self.loads.end(key);
-        self.cancelling -= usize::from(cancelled);
     }
 }
 
