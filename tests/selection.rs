@@ -11,6 +11,8 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
+#[cfg(gaio_uring)]
+use common::process::set_ring_without;
 use common::process::{in_child, set_environment};
 use common::*;
 use gaio::{BackendKind, Deadline, ErrorKind, Interest, Operation, Watcher};
@@ -135,5 +137,64 @@ backends! {
             features.iter().all(|it| line.contains(it)),
             "{line}: {features:?}"
         );
+    }
+}
+
+#[cfg(gaio_uring)]
+backends! {
+    /// What newer kernels add can be ruled out, each by itself: only what builds on it goes, too.
+    fn features_peel_off(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            if kind != BackendKind::IoUring {
+                return;
+            }
+            set_ring_without("");
+            let all = watcher::<()>(kind).backend().features().to_vec();
+            for (name, words) in [
+                ("no_sqarray", &["no index array"][..]),
+                ("defer_taskrun", &["deferred task work"]),
+                ("single_issuer", &["single issuer", "deferred task work"]),
+                ("registered_ring", &["registered ring"]),
+                ("incremental", &["incremental buffers"]),
+                ("multishot", &["multishot"]),
+            ] {
+                set_ring_without(name);
+                let watcher = watcher(kind);
+                let left = watcher.backend().features();
+                for it in &all {
+                    assert_eq!(left.contains(it), !words.contains(it), "{it} without {name}");
+                }
+                assert_works(watcher);
+            }
+        });
+    }
+
+    /// What it cannot do without.
+    fn no_buffer_rings(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            set_environment("");
+            set_ring_without("buffer_rings");
+            let watcher = Watcher::new().unwrap();
+            let line = watcher.backend().to_string();
+            assert!(line.contains("io_uring declined: "), "{line}");
+            assert!(line.contains("Linux 6.0"), "{line}");
+            assert_works(watcher);
+            let error = builder::<()>(BackendKind::IoUring).build().map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("Linux 6.0"), "{error}");
+        });
+    }
+
+    /// A mistyped feature is not taken for a test that passed without it.
+    fn unknown_feature(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            set_environment("");
+            set_ring_without("incremental,multi_shot");
+            let info = Watcher::<()>::new().unwrap().backend().clone();
+            let line = info.to_string();
+            assert_ne!(info.kind(), BackendKind::IoUring);
+            assert!(line.contains("GAIO_URING_WITHOUT"), "{line}");
+            assert!(line.contains("multishot"), "{line}");
+        });
     }
 }

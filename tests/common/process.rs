@@ -52,8 +52,17 @@ pub fn in_child(module: &str, kind: BackendKind, body: impl FnOnce()) {
 
 /// Sets the variable that overrides `Choice::Auto`. Only for a process of its own.
 pub fn set_environment(value: &str) {
+    set_variable("GAIO_BACKEND", value);
+}
+
+/// Rules out features of the kernel's io_uring. Only for a process of its own.
+pub fn set_ring_without(features: &str) {
+    set_variable("GAIO_URING_WITHOUT", features);
+}
+
+fn set_variable(variable: &str, value: &str) {
     // SAFETY: in a process that runs one test alone, no other thread reads the environment.
-    unsafe { env::set_var("GAIO_BACKEND", value) };
+    unsafe { env::set_var(variable, value) };
 }
 
 /// This binary again, to run the one test of that name and nothing else.

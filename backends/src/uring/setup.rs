@@ -96,14 +96,16 @@ impl Rung {
         }
     }
 
-    /// Without what is not allowed.
+    /// Without what is not allowed, and what the kernel takes only together with that.
     fn within(self, allowed: Features) -> Self {
-        let defer_taskrun = self.defer_taskrun && allowed.defer_taskrun;
+        let single_issuer = self.single_issuer && allowed.single_issuer;
+        let defer_taskrun = self.defer_taskrun && allowed.defer_taskrun && single_issuer;
+        let wants_coop = self.coop_taskrun || self.defer_taskrun && !defer_taskrun;
         Rung {
             no_sqarray: self.no_sqarray && allowed.no_sqarray,
             defer_taskrun,
-            single_issuer: self.single_issuer && allowed.single_issuer,
-            coop_taskrun: !defer_taskrun && allowed.coop_taskrun,
+            single_issuer,
+            coop_taskrun: wants_coop && allowed.coop_taskrun,
         }
     }
 
