@@ -12,7 +12,10 @@ use common::{assert_works, backends, builder};
 use gaio::{BackendKind, Watcher};
 
 #[cfg(gaio_uring)]
-use common::denial::{ENTER, REGISTER, SETUP, deny, filter, limit_locked_memory, signal_of_setup};
+use common::denial::{
+    ENTER, REGISTER, SETUP, deny, deny_younger_than_4_19, filter, limit_locked_memory,
+    signal_of_setup,
+};
 #[cfg(gaio_uring)]
 use gaio::ErrorKind;
 
@@ -106,6 +109,32 @@ backends! {
         in_child(module_path!(), kind, || {
             deny(&[SETUP], libc::ENOSYS);
             falls_back(libc::ENOSYS, "io_uring_setup", "Linux 6.0");
+        });
+    }
+
+    /// What can be had of Linux 4.19 on a newer one.
+    fn calls_of_linux_4_19(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny_younger_than_4_19();
+            falls_back(libc::ENOSYS, "io_uring_setup", "Linux 6.0");
+            if kind != BackendKind::IoUring {
+                assert_works(common::watcher(kind));
+            }
+        });
+    }
+
+    /// Before 6.0 there is an io_uring, but it does not know what it is asked for.
+    fn setup_below_the_floor(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[SETUP], libc::EINVAL);
+            falls_back(libc::EINVAL, "io_uring_setup", "Linux 6.0");
+        });
+    }
+
+    fn register_below_the_floor(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            deny(&[REGISTER], libc::EINVAL);
+            falls_back(libc::EINVAL, "", "Linux 6.0");
         });
     }
 

@@ -10,15 +10,20 @@ pub const REGISTER: libc::c_long = libc::SYS_io_uring_register;
 
 /// From now on these calls of this process end so, in its present thread and those it starts.
 pub fn filter(calls: &[libc::c_long], action: u32) {
+    filter_where(libc::BPF_JEQ, calls, action);
+}
+
+/// [`filter`] for calls whose number compares so with one of these.
+fn filter_where(comparison: u32, calls: &[libc::c_long], action: u32) {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let jump = (libc::BPF_JMP | comparison | libc::BPF_K) as u16;
     let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
     // The number of the call is the first word of what a filter is shown.
     let mut program = vec![step(LOAD, 0, 0)];
     for (at, &call) in calls.iter().enumerate() {
         let to_action = calls.len() - at;
-        program.push(step(JUMP_IF_EQUAL, to_action as u8, call as u32));
+        program.push(step(jump, to_action as u8, call as u32));
     }
     program.push(step(RETURN, 0, libc::SECCOMP_RET_ALLOW));
     program.push(step(RETURN, 0, action));
@@ -40,6 +45,17 @@ pub fn filter(calls: &[libc::c_long], action: u32) {
 /// [`filter`] with an error.
 pub fn deny(calls: &[libc::c_long], errno: i32) {
     filter(calls, libc::SECCOMP_RET_ERRNO | errno as u32);
+}
+
+/// Leaves this process the calls that Linux 4.19 has. The younger ones have the same numbers on all
+/// architectures, from this one on.
+pub fn deny_younger_than_4_19() {
+    const FIRST: libc::c_long = 424;
+    filter_where(
+        libc::BPF_JGE,
+        &[FIRST],
+        libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+    );
 }
 
 /// The signal of which a copy of this process dies when it sets up a ring.
