@@ -7,6 +7,8 @@
 
 mod common;
 
+#[cfg(gaio_uring)]
+use common::in_time;
 use common::process::{in_child, limit_descriptors, no_leak, set_environment};
 use common::{assert_works, backends, builder};
 use gaio::{BackendKind, Watcher};
@@ -160,7 +162,26 @@ backends! {
         });
     }
 
-    /// 64 KiB, as Linux allowed for long: rings get smaller, and run out.
+    /// 64 KiB, as Linux allowed for long: where there is room for a small ring, whoever asked for a
+    /// large one gets that.
+    fn smaller_rings(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            if kind != BackendKind::IoUring {
+                return;
+            }
+            if let Err(error) = limit_locked_memory(64 << 10) {
+                return println!("skipped: the limit cannot be set: {error}");
+            }
+            // What a ring had locked is free again some time after it is gone.
+            let fits = |depth| in_time(|| builder::<()>(kind).queue_depth(depth).build().is_ok());
+            if !fits(1) {
+                return println!("skipped: others of this user have locked too much");
+            }
+            assert!(fits(32_768), "the large ring has not become a small one");
+        });
+    }
+
+    /// With rings that many, they run out.
     fn little_memory_to_lock(kind: BackendKind) {
         in_child(module_path!(), kind, || {
             set_environment("");
