@@ -698,6 +698,67 @@ fn connect_to_a_full_unix_backlog_is_retried() {
     std::fs::remove_file(&path).unwrap();
 }
 
+/// Makes `send(2)` and `sendmsg(2)` say in this thread, from now on, that there is no memory for
+/// buffers.
+#[cfg(target_os = "linux")]
+fn deny_sending() {
+    let step = |code, jt, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf: 0,
+        k,
+    };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let end = libc::BPF_RET | libc::BPF_K;
+    let mut program = [
+        step(load, 0, 0),
+        step(is, 2, libc::SYS_sendto as u32),
+        step(is, 1, libc::SYS_sendmsg as u32),
+        step(end, 0, libc::SECCOMP_RET_ALLOW),
+        step(end, 0, libc::SECCOMP_RET_ERRNO | libc::ENOBUFS as u32),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the filter and its program live through the calls, which copy them; they concern
+    // this thread alone.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter),
+            0
+        );
+    }
+}
+
+/// No event tells when there is memory again.
+#[cfg(target_os = "linux")]
+#[test]
+fn write_without_memory_is_retried() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    rig.quiet();
+    let denied = std::thread::spawn(move || {
+        deny_sending();
+        rig.write(0, b"late");
+        rig.quiet();
+        rig
+    });
+    let mut rig = denied.join().unwrap();
+    let tried = rig.backend.counts().writes;
+    assert!(tried > 0);
+    let waits = rig.backend.counts().waits;
+    assert_eq!(rig.one().result, Ok(4));
+    assert!(rig.backend.counts().waits - waits < 4, "it slept meanwhile");
+    assert_eq!(rig.backend.counts().writes, tried + 1);
+    let mut got = [0; 4];
+    peer.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"late");
+}
+
 #[test]
 fn ready_transfers_nothing() {
     let mut rig = Rig::new();
@@ -870,7 +931,7 @@ fn nested_descriptor_is_exact() {
 #[test]
 fn refused_descriptors_come_back() {
     let mut rig = Rig::new();
-    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
     let (errno, file) = rig
         .backend
         .attach(0, file.into(), SocketKind::Other)
