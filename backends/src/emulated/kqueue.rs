@@ -78,7 +78,7 @@ impl Poller for Kqueue {
             let queue = Arc::clone(&self.queue);
             return Ok(Arc::new(UserBell { queue, token }));
         }
-        // NetBSD before 10 and OpenBSD before 7.6 have no user events.
+        // NetBSD before 10 and OpenBSD before 7.8 have no user events.
         let bell = Arc::new(PipeBell::new()?);
         self.add(bell.descriptor(), token, Watch::Incoming)?;
         self.pipe = Some((token, Arc::clone(&bell)));
