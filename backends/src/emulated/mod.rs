@@ -198,10 +198,12 @@ impl<P: Poller> Backend for Emulated<P> {
     /// that asks for events: the next one will ask anyway, and often nothing has come yet. Two
     /// turns in a row never do so, or busy connections would starve the others.
     fn wait(&mut self, until: Until) -> Result<(), Errno> {
-        self.engine.begin_turn();
+        // Events that found no room come before what was queued since, or a busy connection would
+        // take the room again.
         if self.seen < self.collected {
             return Ok(());
         }
+        self.engine.begin_turn();
         self.rounds = 0;
         if self.ahead.is_none() {
             self.ahead = self.engine.next_started();
