@@ -548,6 +548,33 @@ fn what_nobody_asks_for_stays() {
     assert!(!rig.more);
 }
 
+/// Whoever takes one completion a turn, and starts anew what is complete, hears the others all the
+/// same.
+#[test]
+fn events_without_room_come_before_what_is_started_since() {
+    const TALKERS: u32 = 4;
+    let mut rig = Rig::new();
+    let mut peers: Vec<TcpStream> = (0..=TALKERS).map(|slot| rig.pair(slot)).collect();
+    peers[0].write_all(&[0; 1024]).unwrap();
+    for (slot, peer) in (0..).zip(&mut peers) {
+        peer.write_all(b"x").unwrap();
+        rig.read_own(slot, 1);
+    }
+    let mut waiting: Vec<u32> = (1..=TALKERS)
+        .map(|slot| place(slot, Lane::Read).key)
+        .collect();
+    for _ in 0..100 {
+        for completion in rig.turn(Until::Time(Instant::now() + SOON), 1) {
+            waiting.retain(|&key| key != completion.key);
+            if completion.key == place(0, Lane::Read).key {
+                rig.take(0, Lane::Read);
+                rig.read_own(0, 1);
+            }
+        }
+    }
+    assert_eq!(waiting, []);
+}
+
 #[test]
 fn accepts() {
     let mut rig = Rig::new();
