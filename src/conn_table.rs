@@ -1,6 +1,8 @@
 //! The state of each connection: whether its handle is good, what it is, and a queue of requests
 //! per direction. Moves requests in and out of the queues; what they mean is not known here.
 
+use std::num::NonZeroI32;
+
 use gaio_backends::{Lane, SocketKind, reserve_gently};
 
 use crate::conn::Conn;
@@ -23,6 +25,8 @@ pub(crate) struct ConnState {
     pub(crate) connecting: bool,
     /// Accepting failed for want of descriptors, and the program was told.
     pub(crate) out_of_descriptors: bool,
+    /// The system's error that said that it is lost, as it says only once.
+    pub(crate) lost: Option<NonZeroI32>,
     lanes: [Queue; 2],
 }
 
@@ -75,6 +79,7 @@ const EMPTY_SLOT: ConnState = ConnState {
     is_listener: false,
     connecting: false,
     out_of_descriptors: false,
+    lost: None,
     lanes: [EMPTY_QUEUE; 2],
 };
 

@@ -7,7 +7,7 @@ mod common;
 
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -126,6 +126,74 @@ backends! {
             assert!(res.size < HUGE && !res.is_eof());
         }
         quiet(&mut watcher);
+    }
+
+    /// The system tells a reset once, to whoever comes first: the read learns it all the same.
+    fn reset_learnt_by_the_write(kind: BackendKind) {
+        for started_before in [false, true] {
+            let (mut watcher, conn, mut peer) = connected(kind);
+            let own = watcher.socket(conn).unwrap().try_clone_to_owned().unwrap();
+            peer.write_all(b"last words").unwrap();
+            if started_before {
+                watcher.read(0, conn, None).unwrap();
+                assert_eq!(next(&mut watcher).data(), b"last words");
+                watcher.read(0, conn, vec![0; 10]).unwrap();
+                watcher.write(1, conn, vec![1; HUGE]).unwrap();
+                quiet(&mut watcher);
+            }
+            reset(peer);
+            until("the reset is here", move || has_ended(&own));
+            if !started_before {
+                watcher.write(1, conn, b"nobody reads this").unwrap();
+                let res = next(&mut watcher);
+                assert_eq!(os_error(&res), Some(libc::ECONNRESET));
+                // What came before it is not lost, and then it is no orderly end.
+                watcher.read(0, conn, None).unwrap();
+                assert_eq!(next(&mut watcher).data(), b"last words");
+                watcher.read(0, conn, None).unwrap();
+            }
+            let results = collect(&mut watcher, if started_before { 2 } else { 1 });
+            let read = results.iter().find(|res| res.context == 0).unwrap();
+            assert_eq!(os_error(read), Some(libc::ECONNRESET), "{started_before}");
+            // However one reads, and however often.
+            watcher.read_stream(0, conn).unwrap();
+            assert_eq!(os_error(&next(&mut watcher)), Some(libc::ECONNRESET));
+            watcher.read_full(0, conn, vec![0; 5], Deadline::NEVER).unwrap();
+            assert_eq!(os_error(&next(&mut watcher)), Some(libc::ECONNRESET));
+            quiet(&mut watcher);
+        }
+    }
+
+    /// An orderly end stays one, whatever becomes of writes after it.
+    fn reset_after_an_orderly_end(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let own = watcher.socket(conn).unwrap().try_clone_to_owned().unwrap();
+        watcher.write(1, conn, vec![1; HUGE]).unwrap();
+        quiet(&mut watcher);
+        peer.write_all(b"last words").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        reset(peer);
+        until("the reset is here", move || has_ended(&own));
+        let res = next(&mut watcher);
+        assert_eq!((res.context, os_error(&res)), (1, Some(libc::EPIPE)));
+        watcher.read(0, conn, None).unwrap();
+        assert_eq!(next(&mut watcher).data(), b"last words");
+        for _ in 0..2 {
+            watcher.read(0, conn, None).unwrap();
+            let res = next(&mut watcher);
+            assert!(res.is_eof(), "{:?}", res.error);
+        }
+    }
+
+    /// Nor is it a reset if the program itself gave up reading and writing.
+    fn shut_down_both_ways(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        watcher.shutdown(2, conn, Shutdown::Both).unwrap();
+        assert_eq!(next(&mut watcher).error, None);
+        watcher.write(1, conn, b"too late").unwrap();
+        assert_eq!(os_error(&next(&mut watcher)), Some(libc::EPIPE));
+        watcher.read(0, conn, None).unwrap();
+        assert!(next(&mut watcher).is_eof());
     }
 
     fn free_with_pending(kind: BackendKind) {
@@ -425,4 +493,20 @@ impl Rounds {
 /// Whether there is nothing here but the number of the round.
 fn only(round: usize, bytes: &[u8]) -> bool {
     bytes.chunks(8).all(|it| it == round.to_ne_bytes())
+}
+
+fn os_error<C>(res: &OpResult<C>) -> Option<i32> {
+    res.error.and_then(|error| error.raw_os_error())
+}
+
+/// Whether a socket is closed for both directions. Does not take its error.
+fn has_ended(socket: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one structure, borrowed for the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & libc::POLLHUP != 0
 }

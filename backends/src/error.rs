@@ -299,6 +299,14 @@ impl Errno {
         )
     }
 
+    /// The connection is no more: the other side threw it away, or cannot be reached.
+    pub fn is_lost_peer(self) -> bool {
+        matches!(
+            self.0,
+            libc::ECONNRESET | libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH
+        )
+    }
+
     /// An error of accept(2) that concerns the one connection that was lost, or nothing.
     pub fn is_lost_connection(self) -> bool {
         #[cfg(any(target_os = "linux", target_os = "android"))]

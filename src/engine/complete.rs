@@ -1,5 +1,6 @@
 //! What a completion means: a result, a further attempt, or a wait for something.
 
+use std::num::NonZeroI32;
 use std::os::fd::OwnedFd;
 
 use gaio_backends::{
@@ -9,7 +10,7 @@ use gaio_backends::{
 use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::Phase;
-use crate::request::What;
+use crate::request::{Pending, What};
 use crate::results::OpResult;
 
 impl<C> Engine<C> {
@@ -47,7 +48,8 @@ impl<C> Engine<C> {
             },
             What::Write => self.wrote_batch(backend, slot, key, count, result),
             What::ReadStream => self.stream_step(backend, slot, key, more, result),
-            What::ReadFull => self.filled(backend, key, result),
+            What::Read | What::ReadFull if result == Ok(0) => self.ended(backend, slot, key),
+            What::ReadFull => self.wrote(backend, key, result),
             What::Accept | What::AcceptOne => match backend.payload() {
                 Payload::Socket(socket) => self.accepted(backend, slot, key, more, socket),
                 _ => self.accept_failed(backend, slot, key, result),
@@ -66,6 +68,7 @@ impl<C> Engine<C> {
         result: Result<usize, Errno>,
     ) {
         match result {
+            Ok(0) => self.ended(backend, slot, key),
             Ok(size) => {
                 self.note_swap_read(size);
                 self.conclude(key, None, || match backend.payload() {
@@ -108,12 +111,26 @@ impl<C> Engine<C> {
         let Some(pending) = self.requests.get(key) else {
             return;
         };
-        let doing = pending.what.doing();
-        let interrupted = errno.is_interruption();
-        match pending.end {
-            Some(kind) if interrupted => self.finish(backend, key, Some(Error::new(doing, kind))),
-            None if interrupted => self.again(key),
-            _ => self.finish(backend, key, Some(Error::os(doing, errno))),
+        let (what, end, slot) = (pending.what, pending.end, pending.slot);
+        let doing = what.doing();
+        match end {
+            Some(kind) if errno.is_interruption() => {
+                self.finish(backend, key, Some(Error::new(doing, kind)));
+            }
+            None if errno.is_interruption() => self.again(key),
+            _ => {
+                if errno.is_lost_peer() || what == What::Connect {
+                    self.note_lost(slot, errno);
+                }
+                self.finish(backend, key, Some(Error::os(doing, errno)));
+            }
+        }
+    }
+
+    /// The system tells only once why a connection is lost; reads that come later want to know, too.
+    fn note_lost(&mut self, slot: u32, errno: Errno) {
+        if let Some(state) = self.conns.get_mut(slot) {
+            state.lost = state.lost.or(NonZeroI32::new(errno.0));
         }
     }
 
@@ -139,14 +156,17 @@ impl<C> Engine<C> {
         }
     }
 
-    fn filled(&mut self, backend: &mut dyn Backend, key: u32, result: Result<usize, Errno>) {
-        match result {
-            Ok(0) => {
-                let error = Error::new(What::ReadFull.doing(), ErrorKind::UnexpectedEof);
-                self.finish(backend, key, Some(error));
-            }
-            result => self.wrote(backend, key, result),
+    /// A read finds no more: the end, unless an error has told that the connection is lost.
+    #[cold]
+    fn ended(&mut self, backend: &mut dyn Backend, slot: u32, key: u32) {
+        let lost = self.conns.get(slot).and_then(|state| state.lost);
+        if let Some(errno) = lost {
+            return self.fail(backend, key, Errno(errno.get()));
         }
+        let full = |pending: &Pending<C>| pending.what == What::ReadFull;
+        let unfilled = self.requests.get(key).is_some_and(full);
+        let error = unfilled.then(|| Error::new(What::ReadFull.doing(), ErrorKind::UnexpectedEof));
+        self.finish(backend, key, error);
     }
 
     /// A transfer that goes on until all is done.
@@ -178,13 +198,13 @@ impl<C> Engine<C> {
             let whole = backend.loads().left(key) == 0;
             match (whole, pending.end, result) {
                 (true, ..) => self.finish(backend, key, None),
+                // The system's error is the first unfinished write's; the others meet it, or not,
+                // when their turn comes.
+                (false, _, Err(errno)) if place == 0 => self.fail(backend, key, errno),
                 (false, Some(kind), _) => {
                     let error = Error::new(pending.what.doing(), kind);
                     self.finish(backend, key, Some(error));
                 }
-                // The system's error is the first unfinished write's; the others meet it, or not,
-                // when their turn comes.
-                (false, None, Err(errno)) if place == 0 => self.fail(backend, key, errno),
                 _ => {}
             }
             key = next;
@@ -340,7 +360,7 @@ impl<C> Engine<C> {
         result: Result<usize, Errno>,
     ) {
         match result {
-            Ok(0) => self.finish(backend, key, None),
+            Ok(0) => self.ended(backend, slot, key),
             Ok(size) => {
                 self.emit_step(key, None, Conn::NONE, backend.payload(), size);
                 if more {

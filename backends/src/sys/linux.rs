@@ -138,6 +138,27 @@ pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> bool {
     true
 }
 
+/// Whether this is a TCP connection that is closed on both sides, however that came.
+#[cfg(gaio_uring)]
+pub(crate) fn is_closed_tcp(socket: BorrowedFd<'_>) -> bool {
+    /// From the kernel's list of states.
+    const TCP_CLOSE: u8 = 7;
+    // The state is the first byte of `struct tcp_info`; the kernel gives as much as there is room.
+    let mut state = 0u8;
+    let mut len: libc::socklen_t = 1;
+    // SAFETY: one byte and its length, borrowed for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut len,
+        )
+    };
+    result == 0 && state == TCP_CLOSE
+}
+
 /// A close-on-exec `timerfd(2)` on the monotonic clock.
 pub(crate) fn timerfd() -> Result<OwnedFd, Errno> {
     let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;

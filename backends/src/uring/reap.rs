@@ -7,7 +7,7 @@ use io_uring::cqueue;
 use super::in_flight::{Op, Running};
 use super::{IGNORED, Uring, WOKEN};
 use crate::error::Errno;
-use crate::{Completion, Payload};
+use crate::{Completion, Lane, Payload, sys};
 
 impl Uring {
     /// What an entry of the completion queue means, if it is one of a request's.
@@ -24,7 +24,8 @@ impl Uring {
         let &Running { op, cancelled, .. } = self.in_flight.get(key)?;
         let flags = entry.flags();
         let result = match entry.result() {
-            len @ 0.. => Ok(len as u32),
+            len @ 1.. => Ok(len as u32),
+            0 => self.nothing(key, flags),
             errno => Err(Errno(-errno)),
         };
         if op.is_polled() {
@@ -52,6 +53,29 @@ impl Uring {
             (_, Ok(_)) => Ok(0),
         };
         Some(Completion { key, more, result })
+    }
+
+    /// What an operation means that brought nothing.
+    ///
+    /// The system tells a reset once, to whoever comes first, and then gives the end. A send that the
+    /// kernel goes on with by itself (`MSG_WAITALL`) and that meets the reset half way ends with the
+    /// bytes that it sent: then nobody has told it. So the end itself is looked at.
+    #[cold]
+    fn nothing(&self, key: u32, flags: u32) -> Result<u32, Errno> {
+        let receives = |running: &&Running| {
+            let ops = [Op::RecvSwap, Op::RecvStream, Op::Transfer];
+            running.lane == Lane::Read && ops.contains(&running.op)
+        };
+        let running = self.in_flight.get(key).filter(receives);
+        let socket = running.and_then(|running| self.in_flight.socket(running.slot));
+        // Of a connection that the other side has closed, the kernel says that there is more to be
+        // received: its end. One that is closed without that was reset.
+        match socket {
+            Some(socket) if !cqueue::sock_nonempty(flags) && sys::is_closed_tcp(socket) => {
+                Err(Errno(libc::ECONNRESET))
+            }
+            _ => Ok(0),
+        }
     }
 
     /// The lease of what a receive put into a lent buffer, charged to a stream's account.
