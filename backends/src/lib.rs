@@ -254,7 +254,10 @@ pub enum Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Read once into a swap buffer.
-    ReadSwap,
+    ReadSwap {
+        /// It has a deadline: it may be cancelled with a last try.
+        expires: bool,
+    },
     /// Read into swap buffers until the end, charged to the credit.
     ReadStream,
     /// Read once into the rest of a buffer.

@@ -50,7 +50,7 @@ impl<C> Engine<C> {
         let Some(first) = self.requests.get_mut(key) else {
             return;
         };
-        let what = first.what;
+        let (what, expires) = (first.what, first.has_deadline);
         if connecting && what != What::Connect {
             return;
         }
@@ -63,7 +63,8 @@ impl<C> Engine<C> {
             What::ReadSwap => {
                 // By itself, and so the most frequent of all, in a form that can be inlined.
                 self.launch(slot, lane, key);
-                return backend.start(Place { slot, lane, key }, Request::ReadSwap);
+                let request = Request::ReadSwap { expires };
+                return backend.start(Place { slot, lane, key }, request);
             }
             What::Write => return self.start_writes(backend, slot, key),
             What::ReadStream => Request::ReadStream,

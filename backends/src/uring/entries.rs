@@ -10,6 +10,9 @@ use crate::error::Errno;
 use crate::sys::{self, TRANSFER_MAX};
 use crate::{Interest, Request};
 
+/// `IORING_RECVSEND_POLL_FIRST` of io_uring_enter(2), since Linux 5.19.
+const POLL_FIRST: u16 = 1;
+
 const WRITE_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
 impl Uring {
@@ -31,7 +34,7 @@ impl Uring {
         request: Request,
     ) -> Result<(squeue::Entry, Op), Errno> {
         Ok(match request {
-            Request::ReadSwap => (receive(fd), Op::RecvSwap),
+            Request::ReadSwap { .. } => (receive(fd, false), Op::RecvSwap),
             Request::Write => (self.send(key, fd), Op::Transfer),
             Request::Read => {
                 // A buffer that cannot be read into has no room, and the kernel would say "end".
@@ -47,7 +50,7 @@ impl Uring {
                     opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
                 } else {
                     // The watcher starts it again, as after any success.
-                    receive(fd)
+                    receive(fd, false)
                 };
                 (entry, Op::RecvStream)
             }
@@ -81,11 +84,12 @@ impl Uring {
     }
 }
 
-/// The entry for a swap read.
+/// The entry for a swap read: tried at once, or not before the socket was polled.
 #[inline]
-pub(super) fn receive(fd: Fd) -> squeue::Entry {
+pub(super) fn receive(fd: Fd, poll_first: bool) -> squeue::Entry {
     opcode::Recv::new(fd, std::ptr::null_mut(), 0)
         .buf_group(BUFFER_GROUP)
+        .ioprio(u16::from(poll_first) * POLL_FIRST)
         .build()
         .flags(squeue::Flags::BUFFER_SELECT)
 }

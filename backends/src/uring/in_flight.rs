@@ -7,6 +7,10 @@ use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use crate::slots::{grow_gently, reserve_gently};
 use crate::{Lane, Place, SocketKind};
 
+/// From so many bytes on, the next read polls first: messages of 64 KiB cost a fifth less then, as they
+/// are not read in the pieces in which they arrive; from 16 KiB down they cost more; measured.
+const BULK_MIN: u32 = 32 * 1024;
+
 /// No socket in this slot.
 const EMPTY: RawFd = -1;
 
@@ -23,7 +27,11 @@ pub(super) struct Socket {
     pub(super) fd: RawFd,
     pub(super) is_other: bool,
     was_blocking: bool,
+    /// What came last was large: more of it is worth waiting for.
+    pub(super) is_bulky: bool,
 }
+
+const _: () = assert!(size_of::<Socket>() == 8);
 
 /// One operation.
 #[derive(Clone, Copy)]
@@ -82,12 +90,14 @@ impl InFlight {
                 fd: EMPTY,
                 is_other: false,
                 was_blocking: false,
+                is_bulky: false,
             });
         }
         self.sockets[index] = Socket {
             fd: socket.into_raw_fd(),
             is_other: kind == SocketKind::Other,
             was_blocking,
+            is_bulky: false,
         };
     }
 
@@ -114,11 +124,19 @@ impl InFlight {
         (socket.fd != EMPTY).then_some(socket)
     }
 
-    /// The descriptor in a slot, if it is a socket.
+    /// What is in a slot, if it is a socket.
     #[inline]
-    pub(super) fn stream(&self, slot: u32) -> Option<RawFd> {
+    pub(super) fn stream(&self, slot: u32) -> Option<&Socket> {
         let socket = self.sockets.get(slot as usize)?;
-        (socket.fd != EMPTY && !socket.is_other).then_some(socket.fd)
+        (socket.fd != EMPTY && !socket.is_other).then_some(socket)
+    }
+
+    /// Learns from what a swap read brought.
+    #[inline]
+    pub(super) fn learn(&mut self, slot: u32, len: u32) {
+        if let Some(socket) = self.sockets.get_mut(slot as usize) {
+            socket.is_bulky = len >= BULK_MIN;
+        }
     }
 
     /// What runs for a request.

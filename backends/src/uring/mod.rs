@@ -190,22 +190,24 @@ impl Uring {
     }
 
     #[inline(always)]
-    fn start_receive(&mut self, at: Place) {
+    fn start_receive(&mut self, at: Place, expires: bool) {
         match self.in_flight.stream(at.slot) {
-            Some(fd) => {
-                let entry = entries::receive(Fd(fd));
+            Some(socket) => {
+                // Polling first, it would not have had its try before it is cancelled.
+                let poll_first = socket.is_bulky && !expires;
+                let entry = entries::receive(Fd(socket.fd), poll_first);
                 // SAFETY: it names no memory but lent buffers.
                 unsafe { self.launch(at, Op::RecvSwap, entry) };
             }
-            None => self.start_other(at, Request::ReadSwap),
+            None => self.start_other(at, Request::ReadSwap { expires }),
         }
     }
 
     #[inline(always)]
     fn start_send(&mut self, at: Place) {
         match self.in_flight.stream(at.slot) {
-            Some(fd) => {
-                let entry = self.send(at.key, Fd(fd));
+            Some(socket) => {
+                let entry = self.send(at.key, Fd(socket.fd));
                 // SAFETY: the bytes lie in the load, which is busy.
                 unsafe { self.launch(at, Op::Transfer, entry) };
             }
@@ -361,7 +363,7 @@ impl Backend for Uring {
     #[inline(always)]
     fn start(&mut self, at: Place, request: Request) {
         match request {
-            Request::ReadSwap => self.start_receive(at),
+            Request::ReadSwap { expires } => self.start_receive(at, expires),
             Request::Write => self.start_send(at),
             request => self.start_other(at, request),
         }

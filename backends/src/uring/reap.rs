@@ -21,7 +21,12 @@ impl Uring {
             }
             key => key as u32,
         };
-        let &Running { op, cancelled, .. } = self.in_flight.get(key)?;
+        let &Running {
+            slot,
+            op,
+            cancelled,
+            ..
+        } = self.in_flight.get(key)?;
         let flags = entry.flags();
         let result = match entry.result() {
             len @ 1.. => Ok(len as u32),
@@ -37,6 +42,7 @@ impl Uring {
         }
         let result = match (op, result) {
             (Op::RecvSwap, Ok(len)) => {
+                self.in_flight.learn(slot, len);
                 self.brought = self.received(None, len, flags);
                 result
             }

@@ -183,7 +183,7 @@ fn receive(ring: &IoUring, features: Features) -> io::Result<()> {
     let mut buffers = BufferRing::register(&ring.submitter(), 2, features.incremental)?;
     buffers.refill(&pool);
     let fd = Fd(std::os::fd::AsRawFd::as_raw_fd(&there));
-    let once = entries::receive(fd);
+    let once = entries::receive(fd, false);
     let stream = if features.multishot {
         opcode::RecvMulti::new(fd, super::BUFFER_GROUP).build()
     } else {
