@@ -7,6 +7,7 @@
 mod common;
 
 use std::io::Write;
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -303,6 +304,38 @@ backends! {
             calls < WRITES as u64 / 10,
             "{calls} system calls for {WRITES} writes"
         );
+    }
+
+    /// How large a message was says nothing of the next one: what is there is read at once.
+    fn small_after_large(kind: BackendKind) {
+        const LARGE: usize = 40 * 1024;
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let own = watcher.socket(conn).unwrap().try_clone_to_owned().unwrap();
+        let arrives = |len| {
+            let mut room = [MaybeUninit::uninit(); LARGE];
+            until("it is there", || SockRef::from(&own).peek(&mut room).unwrap() >= len);
+        };
+        for round in 0..12 {
+            peer.write_all(&[1; LARGE]).unwrap();
+            arrives(LARGE);
+            let mut left = LARGE;
+            while left > 0 {
+                watcher.read((), conn, None).unwrap();
+                left -= next(&mut watcher).size;
+            }
+            peer.write_all(b"small").unwrap();
+            arrives(5);
+            let mut results = Results::new();
+            if round % 3 == 0 {
+                watcher.read((), conn, None).unwrap();
+            } else {
+                let now = Duration::ZERO;
+                watcher.read_timeout((), conn, None, now).unwrap();
+            }
+            watcher.wait_io_timeout(&mut results, Duration::ZERO).unwrap();
+            let res = results.pop().expect("a result, as the data is there");
+            assert_eq!((res.data(), res.error), (&b"small"[..], None), "{round}");
+        }
     }
 
     fn context_unchanged(kind: BackendKind) {

@@ -254,10 +254,7 @@ pub enum Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Read once into a swap buffer.
-    ReadSwap {
-        /// It has a deadline: it may be cancelled with a last try.
-        expires: bool,
-    },
+    ReadSwap,
     /// Read into swap buffers until the end, charged to the credit.
     ReadStream,
     /// Read once into the rest of a buffer.

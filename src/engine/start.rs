@@ -50,7 +50,7 @@ impl<C> Engine<C> {
         let Some(first) = self.requests.get_mut(key) else {
             return;
         };
-        let (what, expires) = (first.what, first.has_deadline);
+        let what = first.what;
         if connecting && what != What::Connect {
             return;
         }
@@ -63,8 +63,7 @@ impl<C> Engine<C> {
             What::ReadSwap => {
                 // By itself, and so the most frequent of all, in a form that can be inlined.
                 self.launch(slot, lane, key);
-                let request = Request::ReadSwap { expires };
-                return backend.start(Place { slot, lane, key }, request);
+                return backend.start(Place { slot, lane, key }, Request::ReadSwap);
             }
             What::Write => return self.start_writes(backend, slot, key),
             What::ReadStream => Request::ReadStream,

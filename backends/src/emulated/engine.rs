@@ -84,7 +84,7 @@ impl Engine {
     #[inline(always)]
     pub(super) fn start(&mut self, at: Place, request: Request) {
         match request {
-            Request::ReadSwap { .. } => self.record(at, Op::ReadSwap),
+            Request::ReadSwap => self.record(at, Op::ReadSwap),
             Request::Write => self.start_write(at),
             request => self.start_other(at, request),
         }
@@ -92,7 +92,7 @@ impl Engine {
 
     fn start_other(&mut self, at: Place, request: Request) {
         match request {
-            Request::ReadSwap { .. } => self.record(at, Op::ReadSwap),
+            Request::ReadSwap => self.record(at, Op::ReadSwap),
             Request::Write => self.start_busy(at, Op::Write),
             Request::Read => self.start_busy(at, Op::Read),
             Request::ReadStream => self.start_busy(at, Op::ReadStream),

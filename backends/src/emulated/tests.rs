@@ -18,8 +18,6 @@ use crate::{Address, Buffer, Completion, Credit, Interest, Lane, Load, Payload, 
 
 const BLOCK: usize = Options::SMALL.swap_buffer_size;
 
-const READ_SWAP: Request = Request::ReadSwap { expires: false };
-
 /// Long enough for anything that is going to happen.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -185,7 +183,7 @@ fn echo_costs_three_calls() {
     rig.quiet();
     let before = *rig.backend.counts();
     for round in 0..100u8 {
-        rig.start(0, Lane::Read, READ_SWAP);
+        rig.start(0, Lane::Read, Request::ReadSwap);
         peer.write_all(&[round; 100]).unwrap();
         let read = rig.one();
         assert_eq!((read.key, read.more), (place(0, Lane::Read).key, false));
@@ -222,7 +220,7 @@ fn small_reads_lie_side_by_side() {
     let mut rig = Rig::new();
     let mut peers: Vec<_> = (0..10).map(|slot| rig.pair(slot)).collect();
     for slot in 0..10 {
-        rig.start(slot, Lane::Read, READ_SWAP);
+        rig.start(slot, Lane::Read, Request::ReadSwap);
     }
     for peer in &mut peers {
         peer.write_all(b"0123456789").unwrap();
@@ -265,7 +263,7 @@ fn full_read_leaves_the_rest_readable() {
         assert_eq!(rig.one().result, Ok(3));
         assert_eq!(rig.take(0, Lane::Read).0[..], part[..]);
     }
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.quiet();
 }
 
@@ -326,16 +324,16 @@ fn data_and_end_together() {
         let (mut peer, ours) = UnixStream::pair().unwrap();
         rig.attach(0, ours, SocketKind::Stream);
         if round % 2 == 0 {
-            rig.start(0, Lane::Read, READ_SWAP);
+            rig.start(0, Lane::Read, Request::ReadSwap);
         }
         peer.write_all(b"last").unwrap();
         drop(peer);
         if round % 2 == 1 {
-            rig.start(0, Lane::Read, READ_SWAP);
+            rig.start(0, Lane::Read, Request::ReadSwap);
         }
         assert_eq!(&*lease(rig.one()), b"last");
         for _ in 0..2 {
-            rig.start(0, Lane::Read, READ_SWAP);
+            rig.start(0, Lane::Read, Request::ReadSwap);
             assert_eq!(rig.one().result, Ok(0));
         }
     }
@@ -349,9 +347,9 @@ fn data_and_end_in_one_event() {
     peer.write_all(b"last").unwrap();
     drop(peer);
     std::thread::sleep(Duration::from_millis(20));
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     assert_eq!(&*lease(rig.one()), b"last");
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     assert_eq!(rig.one().result, Ok(0));
 }
 
@@ -363,7 +361,7 @@ fn reset_ends_both_lanes() {
     let written = rig.one();
     rig.advance(&written);
     rig.start(0, Lane::Write, Request::Write);
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     SockRef::from(&peer)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
@@ -389,16 +387,16 @@ fn dry_pool_consumes_nothing() {
     let mut rig = Rig::with_blocks(1);
     let mut peer = rig.pair(0);
     peer.write_all(&[1; BLOCK]).unwrap();
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     let kept = lease(rig.one());
     assert_eq!((kept.len(), rig.backend.swap_room_bytes()), (BLOCK, 0));
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     peer.write_all(b"more").unwrap();
     let read = rig.one();
     assert_eq!(errno(&read), libc::ENOBUFS);
     drop(kept);
     assert_eq!(rig.backend.swap_room_bytes(), BLOCK);
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     assert_eq!(&*lease(rig.one()), b"more");
 }
 
@@ -408,11 +406,11 @@ fn cancel_with_a_last_try() {
     let mut peer = rig.pair(0);
     // There is data that no event has announced yet.
     peer.write_all(b"here").unwrap();
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.cancel(0, Lane::Read, true);
     assert_eq!(&*lease(rig.one()), b"here");
     // There is none.
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.cancel(0, Lane::Read, true);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     // A write that was never attempted is made.
@@ -467,7 +465,7 @@ fn duplicates_of_a_detached_socket_are_silent() {
     drop(rig.backend.detach(0));
     let _next = rig.pair(0);
     rig.quiet();
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     let before = rig.backend.counts().reads;
     peer.write_all(b"for the duplicate").unwrap();
     rig.quiet();
@@ -534,7 +532,7 @@ fn what_nobody_asks_for_stays() {
     let mut rig = Rig::new();
     let mut peers: Vec<_> = (0..9).map(|slot| rig.pair(slot)).collect();
     for slot in 0..9 {
-        rig.start(slot, Lane::Read, READ_SWAP);
+        rig.start(slot, Lane::Read, Request::ReadSwap);
         rig.write(slot, b"x");
     }
     for peer in &mut peers {
@@ -645,12 +643,12 @@ fn connects() {
     let nonblocking = is_nonblocking(&rig.backend.socket(0).unwrap());
     assert_eq!(nonblocking, System::NEEDS_NONBLOCKING);
     let (mut peer, _) = listener.accept().unwrap();
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.quiet();
     peer.write_all(b"hello").unwrap();
     assert_eq!(&*lease(rig.one()), b"hello");
     let reads = rig.backend.counts().reads;
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.quiet();
     assert_eq!(
         rig.backend.counts().reads,
@@ -672,7 +670,7 @@ fn refused_connect_leaves_the_socket() {
     let nonblocking = is_nonblocking(&rig.backend.socket(0).unwrap());
     assert_eq!(nonblocking, System::NEEDS_NONBLOCKING);
     // Nothing hangs on it.
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.one();
     rig.write(0, b"x");
     assert_eq!(errno(&rig.one()), libc::EPIPE);
@@ -686,7 +684,7 @@ fn unix_connect_fails_at_once() {
     rig.attach(0, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
     rig.quiet();
     assert_eq!(errno(&connect(&mut rig, 0, to)), libc::ENOENT);
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.write(0, b"x");
     let mut ended = rig.completions();
     while ended.len() < 2 {
@@ -722,7 +720,7 @@ fn connect_to_a_full_unix_backlog_is_retried() {
     assert_eq!((connected.key, connected.result), (key, Ok(0)));
     let (mut second, _) = listener.accept().unwrap();
     second.write_all(b"hi").unwrap();
-    rig.start(1, Lane::Read, READ_SWAP);
+    rig.start(1, Lane::Read, Request::ReadSwap);
     assert_eq!(&*lease(rig.one()), b"hi");
     std::fs::remove_file(&path).unwrap();
 }
@@ -800,7 +798,7 @@ fn ready_transfers_nothing() {
     assert_eq!(rig.one().result, Ok(0));
     rig.start(0, Lane::Read, Request::Ready(Interest::Readable));
     assert_eq!(rig.one().result, Ok(0));
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     assert_eq!(&*lease(rig.one()), b"x");
     assert_eq!(rig.backend.counts().reads, 1);
 }
@@ -812,7 +810,7 @@ fn pipes_work_and_go_back_as_they_came() {
     rig.attach(0, from, SocketKind::Other);
     rig.attach(1, to, SocketKind::Other);
     assert!(is_nonblocking(&rig.backend.socket(0).unwrap()));
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.write(1, b"through");
     let mut results = rig.completions();
     while results.len() < 2 {
@@ -827,7 +825,7 @@ fn pipes_work_and_go_back_as_they_came() {
     rig.quiet();
     let (mut got, mut tail) = (0, None);
     while got < sent + 4 {
-        rig.start(0, Lane::Read, READ_SWAP);
+        rig.start(0, Lane::Read, Request::ReadSwap);
         for completion in rig.completions() {
             if completion.key == place(0, Lane::Read).key {
                 got += completion.result.unwrap();
@@ -862,7 +860,7 @@ fn pipe_without_a_reader_is_taken() {
 fn urgent_data_hides_nothing() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     peer.write_all(b"before").unwrap();
     SockRef::from(&peer).send_out_of_band(b"!").unwrap();
     peer.write_all(b"after").unwrap();
@@ -870,7 +868,7 @@ fn urgent_data_hides_nothing() {
     let mut got: Vec<u8> = Vec::new();
     while got.len() < 11 {
         got.extend(lease(rig.one()).iter());
-        rig.start(0, Lane::Read, READ_SWAP);
+        rig.start(0, Lane::Read, Request::ReadSwap);
     }
     assert_eq!(got, b"beforeafter");
 }
@@ -927,7 +925,7 @@ fn nested_descriptor_is_exact() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
     rig.backend.readiness();
-    rig.start(0, Lane::Read, READ_SWAP);
+    rig.start(0, Lane::Read, Request::ReadSwap);
     rig.quiet();
     assert!(!readable(rig.backend.readiness()));
     for _ in 0..3 {
@@ -936,7 +934,7 @@ fn nested_descriptor_is_exact() {
         assert!(readable(rig.backend.readiness()));
         assert_eq!(rig.turn(Until::Now, 99).len(), 1);
         assert!(!readable(rig.backend.readiness()));
-        rig.start(0, Lane::Read, READ_SWAP);
+        rig.start(0, Lane::Read, Request::ReadSwap);
         assert!(rig.turn(Until::Now, 99).is_empty());
         assert!(!readable(rig.backend.readiness()));
     }

@@ -36,7 +36,7 @@ impl Sim {
             return;
         };
         let attempt = match request {
-            Request::ReadSwap { .. } | Request::ReadStream => self.read_swap(key, end),
+            Request::ReadSwap | Request::ReadStream => self.read_swap(key, end),
             Request::Read => self.read(key, end),
             Request::Write => self.write(key, end),
             Request::Accept | Request::AcceptStream => self.accept(end),

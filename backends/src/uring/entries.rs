@@ -34,7 +34,7 @@ impl Uring {
         request: Request,
     ) -> Result<(squeue::Entry, Op), Errno> {
         Ok(match request {
-            Request::ReadSwap { .. } => (receive(fd, false), Op::RecvSwap),
+            Request::ReadSwap => (receive(fd, false), Op::RecvSwap),
             Request::Write => (self.send(key, fd), Op::Transfer),
             Request::Read => {
                 // A buffer that cannot be read into has no room, and the kernel would say "end".
@@ -84,7 +84,8 @@ impl Uring {
     }
 }
 
-/// The entry for a swap read: tried at once, or not before the socket was polled.
+/// The entry for a swap read: tried at once, or not before the socket was polled. What is there then
+/// is read all the same, even if a cancellation follows: the kernel does not find what it has to run.
 #[inline]
 pub(super) fn receive(fd: Fd, poll_first: bool) -> squeue::Entry {
     opcode::Recv::new(fd, std::ptr::null_mut(), 0)

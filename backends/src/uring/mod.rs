@@ -190,16 +190,14 @@ impl Uring {
     }
 
     #[inline(always)]
-    fn start_receive(&mut self, at: Place, expires: bool) {
+    fn start_receive(&mut self, at: Place) {
         match self.in_flight.stream(at.slot) {
             Some(socket) => {
-                // Polling first, it would not have had its try before it is cancelled.
-                let poll_first = socket.is_bulky && !expires;
-                let entry = entries::receive(Fd(socket.fd), poll_first);
+                let entry = entries::receive(Fd(socket.fd), socket.is_bulky);
                 // SAFETY: it names no memory but lent buffers.
                 unsafe { self.launch(at, Op::RecvSwap, entry) };
             }
-            None => self.start_other(at, Request::ReadSwap { expires }),
+            None => self.start_other(at, Request::ReadSwap),
         }
     }
 
@@ -363,7 +361,7 @@ impl Backend for Uring {
     #[inline(always)]
     fn start(&mut self, at: Place, request: Request) {
         match request {
-            Request::ReadSwap { expires } => self.start_receive(at, expires),
+            Request::ReadSwap => self.start_receive(at),
             Request::Write => self.start_send(at),
             request => self.start_other(at, request),
         }

@@ -62,7 +62,7 @@ impl Uring {
 
     pub(super) fn start_polled(&mut self, at: Place, request: Request) {
         let op = match request {
-            Request::ReadSwap { .. } => Op::PolledSwap,
+            Request::ReadSwap => Op::PolledSwap,
             Request::ReadStream => Op::PolledStream,
             Request::Read | Request::Write => Op::PolledTransfer,
             Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect => {
