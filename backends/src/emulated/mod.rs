@@ -60,6 +60,8 @@ pub struct Emulated<P> {
     /// Events of the last call that asked for some, and how many of them were looked at.
     collected: usize,
     seen: usize,
+    /// This turn begins with events that found no room in the last.
+    events_first: bool,
     /// How often this turn may ask for events again.
     rounds: usize,
 }
@@ -90,6 +92,7 @@ impl<P: Poller> Emulated<P> {
             ahead: None,
             collected: 0,
             seen: 0,
+            events_first: false,
             rounds: 0,
         })
     }
@@ -198,9 +201,10 @@ impl<P: Poller> Backend for Emulated<P> {
     /// that asks for events: the next one will ask anyway, and often nothing has come yet. Two
     /// turns in a row never do so, or busy connections would starve the others.
     fn wait(&mut self, until: Until) -> Result<(), Errno> {
-        // Events that found no room come before what was queued since, or a busy connection would
+        // Events that found no room come before what was started since, or busy connections would
         // take the room again.
-        if self.seen < self.collected {
+        self.events_first = self.seen < self.collected;
+        if self.events_first {
             return Ok(());
         }
         self.engine.begin_turn();
@@ -230,10 +234,15 @@ impl<P: Poller> Backend for Emulated<P> {
             return Some(completion);
         }
         loop {
-            if let Some(completion) = self.engine.next_started() {
+            if !self.events_first
+                && let Some(completion) = self.engine.next_started()
+            {
                 return Some(completion);
             }
             let Some((token, readiness)) = self.next_event() else {
+                if std::mem::take(&mut self.events_first) {
+                    continue;
+                }
                 return self.engine.next_retry();
             };
             if let Some(completion) = self.engine.event(token, readiness) {
