@@ -97,7 +97,7 @@ impl<C> Watcher<C> {
     /// Reads into swap buffers until the end of the stream, an error, or its
     /// [`cancel`](Watcher::cancel): one request, many results, the last of which says
     /// [`is_last`](crate::OpResult::is_last). Pauses while the program keeps more leased bytes
-    /// than [`Builder::stream_window`].
+    /// than [`Builder::stream_window`](crate::Builder::stream_window).
     ///
     /// # Errors
     /// As [`read`](Watcher::read).
