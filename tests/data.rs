@@ -333,7 +333,7 @@ backends! {
                 watcher.read_timeout((), conn, None, now).unwrap();
             }
             watcher.wait_io_timeout(&mut results, Duration::ZERO).unwrap();
-            let res = results.pop().expect("a result, as the data is there");
+            let res = results.pop().unwrap_or_else(|| panic!("no result in round {round}, though the data is there"));
             assert_eq!((res.data(), res.error), (&b"small"[..], None), "{round}");
         }
     }

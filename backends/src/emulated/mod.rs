@@ -60,6 +60,8 @@ pub struct Emulated<P> {
     /// Events of the last call that asked for some, and how many of them were looked at.
     collected: usize,
     seen: usize,
+    /// This turn has asked for events.
+    asked: bool,
     /// This turn begins with events that found no room in the last.
     events_first: bool,
     /// How often this turn may ask for events again.
@@ -92,6 +94,7 @@ impl<P: Poller> Emulated<P> {
             ahead: None,
             collected: 0,
             seen: 0,
+            asked: false,
             events_first: false,
             rounds: 0,
         })
@@ -99,6 +102,7 @@ impl<P: Poller> Emulated<P> {
 
     #[inline]
     fn collect(&mut self, until: Until) -> Result<(), Errno> {
+        self.asked = true;
         self.engine.counts.waits += 1;
         (self.seen, self.collected) = (0, 0);
         self.collected = self.poller.wait(until)?;
@@ -203,6 +207,7 @@ impl<P: Poller> Backend for Emulated<P> {
     fn wait(&mut self, until: Until) -> Result<(), Errno> {
         // Events that found no room come before what was started since, or busy connections would
         // take the room again.
+        self.asked = false;
         self.events_first = self.seen < self.collected;
         if self.events_first {
             return Ok(());
@@ -260,7 +265,9 @@ impl<P: Poller> Backend for Emulated<P> {
         let left_events = self.seen < self.collected;
         // Without a call that found none, there may be more to collect.
         let uncollected = self.nested.get() && !self.skipped && self.collected > 0;
-        left_events || uncollected || self.ahead.is_some() || self.engine.has_work()
+        // Nor does a turn that only looked at what was left know what has come since.
+        let unasked = !self.asked && !self.skipped;
+        left_events || uncollected || unasked || self.ahead.is_some() || self.engine.has_work()
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
