@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write, pipe};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Instant;
 
 use super::*;
 
@@ -15,13 +16,36 @@ fn pair() -> (TcpStream, TcpStream) {
     (listener.accept().unwrap().0, peer)
 }
 
-/// What happened within a while: filter, token, whether it was the end.
+/// How long a test waits for what must happen. Only a hang takes that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a test looks for what must not happen.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// What happens first: filter, token, whether it was the end.
 fn happened(queue: &Kqueue) -> Vec<(bool, u64, bool)> {
+    within(queue, PATIENCE)
+}
+
+fn within(queue: &Kqueue, time: Duration) -> Vec<(bool, u64, bool)> {
     let mut events = Vec::with_capacity(16);
-    let while_ms = Duration::from_millis(20);
-    queue.wait(&mut events, Some(while_ms)).unwrap();
+    queue.wait(&mut events, Some(time)).unwrap();
     let tell = |it: &Event| (it.is_write(), it.token(), it.is_end());
     events.iter().map(tell).collect()
+}
+
+/// Asserts that nothing happens.
+fn silent(queue: &Kqueue, why: &str) {
+    assert_eq!(within(queue, GLANCE), [], "{why}");
+}
+
+/// Waits until there is something to read.
+fn arrived(socket: &impl AsFd) {
+    let fd = socket.as_fd().as_raw_fd();
+    let end = Instant::now() + PATIENCE;
+    while !crate::sys::is_ready(fd, crate::Interest::Readable).unwrap() {
+        assert!(Instant::now() < end, "nothing arrived");
+    }
 }
 
 /// A queue that watches one end of a connection for what can be read, and the other end.
@@ -39,24 +63,24 @@ const END: (bool, u64, bool) = (false, TOKEN, true);
 #[test]
 fn only_changes_are_told() {
     let (queue, mut ours, mut peer) = watching();
-    assert_eq!(happened(&queue), []);
+    silent(&queue, "nothing is new");
     peer.write_all(b"ab").unwrap();
     assert_eq!(happened(&queue), [DATA]);
-    assert_eq!(happened(&queue), [], "it is not told again");
+    silent(&queue, "it is not told again");
     ours.read_exact(&mut [0]).unwrap();
-    assert_eq!(happened(&queue), [], "reading a part is no change");
+    silent(&queue, "reading a part is no change");
     peer.write_all(b"c").unwrap();
     assert_eq!(happened(&queue), [DATA]);
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(happened(&queue), [END]);
-    assert_eq!(happened(&queue), []);
+    silent(&queue, "nothing is new");
 }
 
 #[test]
 fn a_state_that_holds_is_told_at_the_registration() {
     let (ours, mut peer) = pair();
     peer.write_all(b"x").unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    arrived(&ours);
     let queue = Kqueue::new().unwrap();
     let fd = ours.as_raw_fd();
     let read = Event::watch(Filter::Read, fd, TOKEN);
@@ -65,7 +89,7 @@ fn a_state_that_holds_is_told_at_the_registration() {
     let mut both = happened(&queue);
     both.sort_unstable();
     assert_eq!(both, [DATA, (true, TOKEN, false)]);
-    assert_eq!(happened(&queue), []);
+    silent(&queue, "nothing is new");
 }
 
 #[test]
@@ -73,21 +97,21 @@ fn what_is_forgotten_is_silent() {
     let (queue, ours, mut peer) = watching();
     let duplicate = ours.try_clone().unwrap();
     peer.write_all(b"x").unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    arrived(&ours);
     let forget = Event::forget(Filter::Read, ours.as_raw_fd() as usize);
     assert_eq!(queue.apply([forget]).unwrap(), [Ok(())]);
-    assert_eq!(happened(&queue), [], "not collected is gone, too");
+    silent(&queue, "not collected is gone, too");
     peer.write_all(b"x").unwrap();
-    assert_eq!(happened(&queue), []);
+    silent(&queue, "nothing is new");
     assert_eq!(queue.apply([forget]).unwrap(), [Err(Errno(libc::ENOENT))]);
     drop(duplicate);
 }
 
 #[test]
 fn refusals_are_answers_and_not_events() {
-    let (queue, _ours, mut peer) = watching();
+    let (queue, ours, mut peer) = watching();
     peer.write_all(b"x").unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    arrived(&ours);
     let good = Event::timer(9, TOKEN, FAR_MS);
     let bad = Event::watch(Filter::Read, 1 << 20, TOKEN);
     let answers = queue.apply([bad, good]).unwrap();
@@ -117,7 +141,7 @@ fn a_timer_fires_once_and_starts_anew() {
             assert_eq!(queue.apply([stop, start]).unwrap()[1], Ok(()));
         }
         assert_eq!(happened(&queue), [DATA]);
-        assert_eq!(happened(&queue), []);
+        silent(&queue, "nothing is new");
     }
 }
 
@@ -128,12 +152,12 @@ fn a_user_event_is_seen_once_and_can_be_triggered_again() {
     if queue.apply([Event::user(1, TOKEN)]).unwrap() != [Ok(())] {
         return;
     }
-    assert_eq!(happened(&queue), []);
+    silent(&queue, "nothing is new");
     for _ in 0..3 {
         queue.trigger(1, TOKEN);
         queue.trigger(1, TOKEN);
         assert_eq!(happened(&queue), [DATA], "two triggers are one event");
-        assert_eq!(happened(&queue), []);
+        silent(&queue, "nothing is new");
     }
 }
 
@@ -144,10 +168,10 @@ fn is_readable_while_there_are_events() {
         let fd = queue.as_fd().as_raw_fd();
         crate::sys::is_ready(fd, crate::Interest::Readable).unwrap()
     };
-    let (queue, _ours, mut peer) = watching();
+    let (queue, ours, mut peer) = watching();
     assert!(!readable(&queue));
     peer.write_all(b"x").unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    arrived(&ours);
     assert!(readable(&queue));
     assert_eq!(happened(&queue), [DATA]);
     assert!(!readable(&queue));
