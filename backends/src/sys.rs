@@ -215,16 +215,40 @@ pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> Result<(), Errno> {
 
 /// Switches non-blocking mode on or off; returns whether it was on.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
-    let raw = fd.as_raw_fd();
     // SAFETY: reading the flags touches no memory.
-    let flags = check(unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
     let was_on = flags & libc::O_NONBLOCK != 0;
-    if was_on != on {
-        let flags = flags ^ libc::O_NONBLOCK;
-        // SAFETY: setting the flags touches no memory.
-        check(unsafe { libc::fcntl(raw, libc::F_SETFL, flags) })?;
+    if was_on == on {
+        return Ok(was_on);
     }
-    Ok(was_on)
+    let switched = set_flags(fd, flags ^ libc::O_NONBLOCK);
+    // Another kqueue: nothing of it can be read or written, so nothing blocks.
+    #[cfg(gaio_kqueue)]
+    if switched == Err(Errno(libc::ENOTTY)) && file_type(fd)? == libc::S_IFIFO {
+        return Ok(on);
+    }
+    switched.map(|()| was_on)
+}
+
+fn set_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> Result<(), Errno> {
+    #[cfg(gaio_kqueue_model)]
+    kqueue_model::may_set_flags(fd)?;
+    // SAFETY: setting the flags touches no memory.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+}
+
+/// What kind of file it says that it is. A kqueue says that it is a pipe.
+#[cfg(gaio_kqueue)]
+fn file_type(fd: BorrowedFd<'_>) -> Result<libc::mode_t, Errno> {
+    #[cfg(gaio_kqueue_model)]
+    if kqueue_model::is_queue(fd) {
+        return Ok(libc::S_IFIFO);
+    }
+    // SAFETY: for this structure of numbers, zeros are valid.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` is borrowed for the call.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut status) })?;
+    Ok(status.st_mode & libc::S_IFMT)
 }
 
 /// Whether the descriptor is ready now, by `poll(2)`.
@@ -337,12 +361,8 @@ fn can_wait(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// they are readable up to their end, which is not what a read does.
 #[cfg(gaio_kqueue)]
 fn can_wait(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    // SAFETY: for this structure of numbers, zeros are valid.
-    let mut status: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `status` is borrowed for the call.
-    check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut status) })?;
     let is_file = matches!(
-        status.st_mode & libc::S_IFMT,
+        file_type(fd)?,
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK | libc::S_IFBLK
     );
     Ok(!is_file && kqueue::can_watch(fd)?)

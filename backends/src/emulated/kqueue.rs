@@ -60,8 +60,9 @@ impl Poller for Kqueue {
         }
         let write = Event::watch(Filter::Write, fd, token);
         match self.queue.apply([read, write])? {
-            // A pipe that nobody reads: the first write says so, without waiting.
-            [Ok(()), Ok(()) | Err(Errno(libc::EPIPE))] => Ok(()),
+            [Ok(()), Ok(())] => Ok(()),
+            // Never writable: a first write says so, without waiting.
+            [Ok(()), Err(errno)] if is_for_reading_only(errno) => Ok(()),
             [read, write] => {
                 self.forget(fd);
                 read.and(write)
@@ -134,6 +135,15 @@ impl Kqueue {
         // Either may never have been there.
         let _ = self.queue.apply([read, write]);
     }
+}
+
+/// Whether this is what systems say, each in its own way, of what can be watched for reading only:
+/// another kqueue, some devices, a pipe that nobody reads.
+fn is_for_reading_only(errno: Errno) -> bool {
+    matches!(
+        errno.0,
+        libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM | libc::EPIPE
+    )
 }
 
 #[inline]

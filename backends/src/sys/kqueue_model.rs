@@ -7,6 +7,7 @@
 //!   triggered with `EV_CLEAR` is not (FreeBSD, DragonFly, NetBSD);
 //! - a timer that is added again keeps its time, and none takes a time of zero (older NetBSD);
 //! - the write end of a pipe without a reader is refused (FreeBSD, macOS);
+//! - another kqueue is watched for what can be read only, and has no non-blocking mode (all);
 //! - with `GAIO_KQUEUE_MODEL=old` there is neither `EV_RECEIPT` nor `EVFILT_USER` (older NetBSD).
 //!
 //! Where it is not faithful: files are refused instead of taken, a socket that was never connected
@@ -19,6 +20,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
@@ -60,6 +62,9 @@ static QUEUES: Mutex<BTreeMap<RawFd, Arc<Queue>>> = Mutex::new(BTreeMap::new());
 
 /// Descriptors that a queue can watch.
 const DESCRIPTORS_MAX: usize = 1 << 18;
+
+/// The type of what is no file at all.
+const NO_FILE: libc::mode_t = 0;
 
 /// Events fetched from epoll at a time.
 const BATCH: usize = 64;
@@ -214,7 +219,7 @@ impl Queue {
 
     fn apply_to_file(&self, files: &mut Files, change: kevent) -> Result<(), Errno> {
         let fd = RawFd::try_from(change.ident).map_err(|_| Errno(libc::EBADF))?;
-        let (inode, is_pipe) = identify(fd)?;
+        let (inode, file_type) = identify(fd)?;
         let (instance, mask) = match change.filter {
             EVFILT_READ => (&self.readers, EPOLLIN | EPOLLRDHUP),
             _ => (&self.writers, EPOLLOUT),
@@ -224,8 +229,8 @@ impl Queue {
         // SAFETY: the descriptor was open a moment ago; if it is not, the calls say so.
         let what = unsafe { BorrowedFd::borrow_raw(fd) };
         if change.flags & EV_ADD != 0 {
-            if is_pipe && change.filter == EVFILT_WRITE && poll(fd) & libc::POLLERR != 0 {
-                return Err(Errno(libc::EPIPE));
+            if change.filter == EVFILT_WRITE {
+                may_watch_writing(what, file_type)?;
             }
             if is_known {
                 epoll_del(instance.as_fd(), what)?;
@@ -406,16 +411,44 @@ impl Out<'_> {
     }
 }
 
-/// What a descriptor stands for, and whether that is a pipe.
-fn identify(fd: RawFd) -> Result<(u64, bool), Errno> {
+/// Whether what a descriptor stands for can be watched for `EVFILT_WRITE`.
+fn may_watch_writing(what: BorrowedFd<'_>, file_type: libc::mode_t) -> Result<(), Errno> {
+    match file_type {
+        libc::S_IFIFO if poll(what.as_raw_fd()) & libc::POLLERR != 0 => Err(Errno(libc::EPIPE)),
+        NO_FILE if is_queue(what) => Err(Errno(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}
+
+/// `fcntl(2)` with `F_SETFL` ends so for a kqueue.
+pub(super) fn may_set_flags(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    if is_queue(fd) {
+        return Err(Errno(libc::ENOTTY));
+    }
+    Ok(())
+}
+
+/// Whether this is a queue, or any other epoll instance, under whatever number.
+pub(super) fn is_queue(fd: BorrowedFd<'_>) -> bool {
+    const EPOLL: &[u8] = b"anon_inode:[eventpoll]";
+    // Not on the heap, as the table of descriptors.
+    let (mut path, mut target) = ([0; 32], [0; EPOLL.len() + 1]);
+    if write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).is_err() {
+        return false;
+    }
+    let (from, to) = (path.as_ptr().cast(), target.as_mut_ptr());
+    // SAFETY: the path ends with a zero; the target is borrowed for the call, with its length.
+    let len = unsafe { libc::readlink(from, to.cast(), target.len()) };
+    usize::try_from(len).is_ok_and(|len| &target[..len] == EPOLL)
+}
+
+/// What is behind a descriptor, and its type.
+fn identify(fd: RawFd) -> Result<(u64, libc::mode_t), Errno> {
     // SAFETY: for this structure of numbers, zeros are valid.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `status` is borrowed for the call.
     check(unsafe { libc::fstat(fd, &raw mut status) })?;
-    Ok((
-        status.st_ino,
-        status.st_mode & libc::S_IFMT == libc::S_IFIFO,
-    ))
+    Ok((status.st_ino, status.st_mode & libc::S_IFMT))
 }
 
 /// How much can be read, or written, as far as Linux says.

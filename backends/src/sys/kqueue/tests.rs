@@ -176,3 +176,25 @@ fn is_readable_while_there_are_events() {
     assert_eq!(happened(&queue), [DATA]);
     assert!(!readable(&queue));
 }
+
+/// And by another queue: for reading only, and without a word about non-blocking mode.
+#[test]
+fn is_watched_by_another_queue() {
+    let (inner, ours, mut peer) = watching();
+    let outer = Kqueue::new().unwrap();
+    let fd = inner.as_fd().as_raw_fd();
+    let read = Event::watch(Filter::Read, fd, TOKEN);
+    let write = Event::watch(Filter::Write, fd, TOKEN);
+    let [read, write] = outer.apply([read, write]).unwrap();
+    assert_eq!(read, Ok(()));
+    let words = [libc::EINVAL, libc::EOPNOTSUPP, libc::EPERM].map(|it| Err(Errno(it)));
+    assert!(words.contains(&write), "{write:?}");
+    crate::sys::set_nonblocking(inner.as_fd(), true).unwrap();
+    for _ in 0..2 {
+        silent(&outer, "nothing is new");
+        peer.write_all(b"x").unwrap();
+        assert_eq!(happened(&outer), [DATA]);
+        assert_eq!(happened(&inner), [DATA]);
+        (&ours).read_exact(&mut [0]).unwrap();
+    }
+}
