@@ -8,9 +8,12 @@
 mod common;
 
 #[cfg(gaio_uring)]
-use common::in_time;
+use std::io::Write;
+
 use common::process::{in_child, limit_descriptors, no_leak, set_environment};
 use common::{assert_works, backends, builder};
+#[cfg(gaio_uring)]
+use common::{in_time, next};
 use gaio::{BackendKind, Watcher};
 
 #[cfg(gaio_uring)]
@@ -204,6 +207,23 @@ backends! {
                 }
                 assert_works(watcher);
             }
+        });
+    }
+
+    /// Where a socket that was reset does not know its own address any more, as on some BSDs.
+    fn no_local_address(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let mut watcher = common::watcher(kind);
+            let (ours, mut peer) = common::pair();
+            deny(&[libc::SYS_getsockname], libc::EINVAL);
+            let conn = watcher.delegate(ours).unwrap();
+            watcher.read((), conn, None).unwrap();
+            peer.write_all(b"data").unwrap();
+            assert_eq!(next(&mut watcher).data(), b"data");
+            common::reset(peer);
+            watcher.read((), conn, None).unwrap();
+            let error = next(&mut watcher).error.unwrap();
+            assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
         });
     }
 

@@ -292,9 +292,11 @@ pub(crate) fn poll_events(interest: Interest) -> libc::c_short {
     }
 }
 
-/// Whether a socket is a Unix domain socket.
-pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(SockRef::from(&fd).local_addr()?.is_unix())
+/// Whether a socket is a Unix domain socket, for all that is known: on some systems (NetBSD,
+/// OpenBSD), a TCP socket that was reset has no address any more.
+pub(crate) fn may_be_unix(fd: BorrowedFd<'_>) -> bool {
+    let address = SockRef::from(&fd).local_addr();
+    address.map_or(true, |address| address.is_unix())
 }
 
 /// What a descriptor is. `None`: nothing that can be waited for.

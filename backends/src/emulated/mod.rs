@@ -310,7 +310,7 @@ fn prepare(fd: BorrowedFd<'_>, kind: SocketKind, nonblocking: bool) -> Result<Fl
     let mut flags = match kind {
         // A fresh connection nearly always takes a first write. A read from a Unix socket ends
         // where descriptors were passed along: being short, it does not prove that nothing is left.
-        SocketKind::Stream if sys::is_unix(fd)? => Flags::WRITABLE | Flags::DOUBT,
+        SocketKind::Stream if sys::may_be_unix(fd) => Flags::WRITABLE | Flags::DOUBT,
         SocketKind::Stream => Flags::WRITABLE,
         SocketKind::Listener => Flags::default(),
         SocketKind::Other => Flags::WRITABLE | Flags::FILE | Flags::DOUBT,
