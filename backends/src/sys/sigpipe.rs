@@ -1,25 +1,27 @@
 //! Writing to what nobody reads must be an error, not a signal. Sockets have a flag for that
-//! (Apple's: an option), some systems have one for pipes, too; elsewhere the signal is blocked
-//! while the pipe is written, and taken back.
+//! (Apple's, for long: an option), some systems have one for pipes, too; elsewhere the signal is
+//! blocked while the pipe is written, and taken back.
 
 use std::os::fd::BorrowedFd;
 
 use crate::SocketKind;
 use crate::error::Errno;
 
-/// The flag of `send(2)` that asks for no signal.
-#[cfg(not(target_vendor = "apple"))]
+/// The flag of `send(2)` that asks for no signal. Older systems of Apple's do not know it and take no
+/// notice: [`silence`] is for them.
 pub(super) const SEND_FLAG: libc::c_int = libc::MSG_NOSIGNAL;
-/// Apple's systems know the flag since lately only; [`silence`] is for all of them.
-#[cfg(target_vendor = "apple")]
-pub(super) const SEND_FLAG: libc::c_int = 0;
 
 /// Tells a descriptor to raise no signal, where the calls that write cannot.
 #[allow(unused_variables)] // Most systems have nothing to tell.
 pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<(), Errno> {
+    // What is accepted has it from its listener: a socket that was reset, or has ended in both
+    // directions, takes no options any more.
     #[cfg(target_vendor = "apple")]
-    if kind == SocketKind::Stream {
-        return Ok(socket2::SockRef::from(&fd).set_nosigpipe(true)?);
+    if kind != SocketKind::Other {
+        return match socket2::SockRef::from(&fd).set_nosigpipe(true) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            set => Ok(set?),
+        };
     }
     #[cfg(any(target_vendor = "apple", target_os = "netbsd"))]
     if kind == SocketKind::Other {
