@@ -149,6 +149,9 @@ impl Uring {
         if options.restricted {
             words.push("restricted");
         }
+        if uring.ring.params().sq_entries() < options.queue_depth as u32 {
+            words.push("smaller queue, for want of memory to lock");
+        }
         Ok((uring, words))
     }
 
