@@ -145,8 +145,9 @@ backends! {
             until("the reset is here", move || has_ended(&own));
             if !started_before {
                 watcher.write(1, conn, b"nobody reads this").unwrap();
-                let res = next(&mut watcher);
-                assert_eq!(os_error(&res), Some(libc::ECONNRESET));
+                // The BSDs say that of all connections that have ended, whatever the reason.
+                let said = os_error(&next(&mut watcher));
+                assert!(said == Some(libc::ECONNRESET) || said == Some(libc::EPIPE), "{said:?}");
                 // What came before it is not lost, and then it is no orderly end.
                 watcher.read(0, conn, None).unwrap();
                 assert_eq!(next(&mut watcher).data(), b"last words");
@@ -164,7 +165,9 @@ backends! {
         }
     }
 
-    /// An orderly end stays one, whatever becomes of writes after it.
+    /// An orderly end stays one, whatever becomes of writes after it. The BSDs forget the end that
+    /// nobody has read yet.
+    #[cfg(target_os = "linux")]
     fn reset_after_an_orderly_end(kind: BackendKind) {
         let (mut watcher, conn, mut peer) = connected(kind);
         let own = watcher.socket(conn).unwrap().try_clone_to_owned().unwrap();
