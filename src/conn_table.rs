@@ -1,53 +1,66 @@
 //! The state of each connection: whether its handle is good, what it is, and a queue of requests
 //! per direction. Moves requests in and out of the queues; what they mean is not known here.
+//!
+//! The first request of a lane lies in the connection's own state, since most lanes have one at most;
+//! those behind it are linked in a table that all connections share.
 
 use std::num::NonZeroI32;
 
-use gaio_backends::{Lane, SocketKind, reserve_gently};
+use gaio_backends::{Lane, Load, Place, SocketKind, reserve_gently};
 
 use crate::conn::Conn;
-use crate::request::{NONE, Removed, Requests};
+use crate::request::{Backlog, Key, OpId, Pending, Position, Queued};
 
-/// All connections, by slot.
-#[derive(Debug, Default)]
-pub(crate) struct ConnTable {
-    slots: Vec<ConnState>,
+/// No request: the end of a list.
+const NONE: u32 = u32::MAX;
+
+/// All connections by slot, and all requests.
+#[derive(Debug)]
+pub(crate) struct ConnTable<C> {
+    slots: Vec<ConnState<C>>,
+    behind: Backlog<C>,
     open: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnState {
+#[derive(Debug)]
+pub(crate) struct ConnState<C> {
     /// The handle under which it was opened last.
     pub(crate) conn: Conn,
     pub(crate) phase: Phase,
-    pub(crate) is_listener: bool,
-    /// Other requests wait for the connect to succeed.
-    pub(crate) connecting: bool,
     /// Accepting failed for want of descriptors, and the program was told.
     pub(crate) out_of_descriptors: bool,
     /// The system's error that said that it is lost, as it says only once.
     pub(crate) lost: Option<NonZeroI32>,
-    lanes: [Queue; 2],
+    lanes: [LaneState<C>; 2],
 }
 
 /// The life of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Nothing is here, or the last results of what was are on their way.
-    Empty,
+    /// A connection, and nothing special about it.
     Open,
+    /// A listener.
+    Listening,
+    /// Other requests wait for the connect to succeed.
+    Connecting,
     /// Freed; what runs is being cancelled.
     Closing,
+    /// Nothing is here, or the last results of what was are on their way.
+    Empty,
 }
 
 /// The requests of one direction, oldest first.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Queue {
-    pub(crate) head: u32,
-    tail: u32,
+#[derive(Debug)]
+pub(crate) struct LaneState<C> {
+    pub(crate) first: Option<Pending<C>>,
+    /// Those behind it.
+    next: u32,
+    last: u32,
     /// How many of the first requests a backend works on.
     pub(crate) in_flight: u16,
     pub(crate) stage: Stage,
+    /// What runs is a stream that was cancelled only to pause it.
+    pub(crate) pausing: bool,
 }
 
 /// In which list a lane waits, if nothing runs on it.
@@ -64,48 +77,78 @@ pub(crate) enum Stage {
     Served,
 }
 
-const _: () = assert!(size_of::<ConnState>() <= 40);
+const _: () = assert!(size_of::<ConnState<()>>() == 80);
 
-const EMPTY_QUEUE: Queue = Queue {
-    head: NONE,
-    tail: NONE,
-    in_flight: 0,
-    stage: Stage::None,
-};
-
-const EMPTY_SLOT: ConnState = ConnState {
-    conn: Conn::NONE,
-    phase: Phase::Empty,
-    is_listener: false,
-    connecting: false,
-    out_of_descriptors: false,
-    lost: None,
-    lanes: [EMPTY_QUEUE; 2],
-};
-
-impl ConnState {
+impl Phase {
+    /// Whether the program's handle is good.
     #[inline]
-    pub(crate) fn lane(&self, lane: Lane) -> &Queue {
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Phase::Open | Phase::Listening | Phase::Connecting)
+    }
+}
+
+impl<C> LaneState<C> {
+    const fn new() -> Self {
+        LaneState {
+            first: None,
+            next: NONE,
+            last: NONE,
+            in_flight: 0,
+            stage: Stage::None,
+            pausing: false,
+        }
+    }
+
+    /// Whether others wait behind the first.
+    #[inline(always)]
+    pub(crate) fn has_more(&self) -> bool {
+        self.next != NONE
+    }
+}
+
+impl<C> ConnState<C> {
+    fn new() -> Self {
+        ConnState {
+            conn: Conn::NONE,
+            phase: Phase::Empty,
+            out_of_descriptors: false,
+            lost: None,
+            lanes: [LaneState::new(), LaneState::new()],
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn lane(&self, lane: Lane) -> &LaneState<C> {
         &self.lanes[lane as usize]
     }
 
-    #[inline]
-    pub(crate) fn lane_mut(&mut self, lane: Lane) -> &mut Queue {
+    #[inline(always)]
+    pub(crate) fn lane_mut(&mut self, lane: Lane) -> &mut LaneState<C> {
         &mut self.lanes[lane as usize]
     }
 
     /// Whether a backend works on nothing.
     pub(crate) fn is_still(&self) -> bool {
-        self.lanes.iter().all(|queue| queue.in_flight == 0)
+        self.lanes.iter().all(|lane| lane.in_flight == 0)
     }
 
     /// Whether nothing was asked.
     pub(crate) fn is_idle(&self) -> bool {
-        self.lanes.iter().all(|queue| queue.head == NONE)
+        self.lanes.iter().all(|lane| lane.first.is_none())
     }
 }
 
-impl ConnTable {
+impl<C> Default for ConnTable<C> {
+    fn default() -> Self {
+        ConnTable {
+            slots: Vec::new(),
+            behind: Backlog::new(),
+            open: 0,
+        }
+    }
+}
+
+impl<C> ConnTable<C> {
     pub(crate) fn open_count(&self) -> usize {
         self.open
     }
@@ -115,13 +158,15 @@ impl ConnTable {
         let index = conn.index();
         while self.slots.len() <= index {
             reserve_gently(&mut self.slots);
-            self.slots.push(EMPTY_SLOT);
+            self.slots.push(ConnState::new());
         }
         self.slots[index] = ConnState {
             conn,
-            phase: Phase::Open,
-            is_listener: kind == SocketKind::Listener,
-            ..EMPTY_SLOT
+            phase: match kind {
+                SocketKind::Listener => Phase::Listening,
+                SocketKind::Stream | SocketKind::Other => Phase::Open,
+            },
+            ..ConnState::new()
         };
         self.open += 1;
     }
@@ -129,87 +174,193 @@ impl ConnTable {
     /// The connection is no longer the program's.
     pub(crate) fn begin_closing(&mut self, slot: u32) {
         if let Some(state) = self.get_mut(slot)
-            && state.phase == Phase::Open
+            && state.phase.is_open()
         {
             state.phase = Phase::Closing;
             self.open -= 1;
         }
     }
 
-    #[inline]
-    pub(crate) fn get(&self, slot: u32) -> Option<&ConnState> {
+    #[inline(always)]
+    pub(crate) fn get(&self, slot: u32) -> Option<&ConnState<C>> {
         self.slots.get(slot as usize)
     }
 
-    #[inline]
-    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut ConnState> {
+    #[inline(always)]
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut ConnState<C>> {
         self.slots.get_mut(slot as usize)
     }
 
-    #[inline]
-    pub(crate) fn lane_mut(&mut self, slot: u32, lane: Lane) -> Option<&mut Queue> {
-        Some(self.get_mut(slot)?.lane_mut(lane))
+    #[inline(always)]
+    pub(crate) fn lane(&self, at: Place) -> Option<&LaneState<C>> {
+        Some(self.get(at.slot())?.lane(at.lane()))
+    }
+
+    #[inline(always)]
+    pub(crate) fn lane_mut(&mut self, at: Place) -> Option<&mut LaneState<C>> {
+        Some(self.get_mut(at.slot())?.lane_mut(at.lane()))
     }
 
     /// The slots of all open connections.
     pub(crate) fn open_slots(&self) -> Vec<u32> {
-        let open = |(slot, state): (usize, &ConnState)| {
-            (state.phase == Phase::Open).then_some(slot as u32)
-        };
+        let open =
+            |(slot, state): (usize, &ConnState<C>)| state.phase.is_open().then_some(slot as u32);
         self.slots.iter().enumerate().filter_map(open).collect()
     }
 
-    /// Appends a request to a lane. True if it is the first there and the lane was in no list:
-    /// now it is to be started.
-    #[inline(always)]
-    pub(crate) fn push<C>(
-        &mut self,
-        requests: &mut Requests<C>,
-        slot: u32,
-        lane: Lane,
-        key: u32,
-    ) -> bool {
-        let Some(queue) = self.lane_mut(slot, lane) else {
-            return false;
+    /// A pending request.
+    pub(crate) fn request(&self, key: Key) -> Option<&Pending<C>> {
+        match key.kind() {
+            Position::First(at) => self.lane(at)?.first.as_ref(),
+            Position::Queued(number) => Some(&self.behind.get(number as usize)?.pending),
+        }
+    }
+
+    pub(crate) fn request_mut(&mut self, key: Key) -> Option<&mut Pending<C>> {
+        match key.kind() {
+            Position::First(at) => self.lane_mut(at)?.first.as_mut(),
+            Position::Queued(number) => Some(&mut self.behind.get_mut(number as usize)?.pending),
+        }
+    }
+
+    /// The lane in which a request stands; none for a timer.
+    pub(crate) fn place_of(&self, key: Key) -> Option<Place> {
+        match key.kind() {
+            Position::First(at) => Some(at),
+            Position::Queued(number) => self.behind.get(number as usize)?.lane,
+        }
+    }
+
+    /// Whether a backend works on a request.
+    pub(crate) fn is_in_flight(&self, key: Key) -> bool {
+        match key.kind() {
+            Position::First(at) => self.lane(at).is_some_and(|lane| lane.in_flight > 0),
+            Position::Queued(number) => {
+                let queued = self.behind.get(number as usize);
+                queued.is_some_and(|queued| queued.in_flight)
+            }
+        }
+    }
+
+    /// The request before one that waits.
+    pub(crate) fn before(&self, key: Key) -> Option<&Pending<C>> {
+        let Position::Queued(number) = key.kind() else {
+            return None;
         };
-        let tail = std::mem::replace(&mut queue.tail, key);
-        if tail == NONE {
-            queue.head = key;
-            let fresh = queue.stage == Stage::None;
-            queue.stage = if fresh { Stage::Dirty } else { queue.stage };
-            return fresh;
+        let queued = self.behind.get(number as usize)?;
+        match self.behind.get(queued.prev as usize) {
+            Some(before) => Some(&before.pending),
+            None => self.lane(queued.lane?)?.first.as_ref(),
         }
-        link(requests, tail, key);
-        false
     }
 
-    /// Takes a request out of its lane, wherever it stands. The state of its connection.
-    #[inline(always)]
-    pub(crate) fn unlink<C>(
-        &mut self,
-        requests: &mut Requests<C>,
-        gone: &Removed<C>,
-    ) -> Option<&mut ConnState> {
-        let state = self.get_mut(gone.slot)?;
-        let queue = state.lane_mut(gone.lane);
-        match requests.get_mut(gone.prev) {
-            Some(before) => before.next = gone.next,
-            None => queue.head = gone.next,
-        }
-        match requests.get_mut(gone.next) {
-            Some(after) => after.prev = gone.prev,
-            None => queue.tail = gone.prev,
-        }
-        Some(state)
+    /// The keys of all requests.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (OpId, Key)> {
+        let firsts = self.slots.iter().enumerate().flat_map(|(slot, state)| {
+            Lane::BOTH.into_iter().filter_map(move |lane| {
+                let first = state.lane(lane).first.as_ref()?;
+                Some((first.op, Key::first(Place::new(slot as u32, lane))))
+            })
+        });
+        let behind = self.behind.iter();
+        let behind = behind.map(|(number, queued)| (queued.pending.op, Key::queued(number as u32)));
+        firsts.chain(behind)
     }
-}
 
-/// Makes `next` the neighbour behind `prev`.
-fn link<C>(requests: &mut Requests<C>, prev: u32, next: u32) {
-    if let Some(before) = requests.get_mut(prev) {
-        before.next = next;
+    /// The keys of all timers.
+    pub(crate) fn timers(&self) -> Vec<Key> {
+        let timers = self
+            .behind
+            .iter()
+            .filter(|(_, queued)| queued.lane.is_none());
+        timers
+            .map(|(number, _)| Key::queued(number as u32))
+            .collect()
     }
-    if let Some(after) = requests.get_mut(next) {
-        after.prev = prev;
+
+    /// Takes a timer.
+    pub(crate) fn add_timer(&mut self, pending: Pending<C>) -> Key {
+        self.insert(pending, Load::None, None, NONE)
+    }
+
+    /// Appends a request to a lane that has others.
+    #[cold]
+    pub(crate) fn append(&mut self, at: Place, pending: Pending<C>, load: Load) -> Key {
+        let last = self.lane(at).map_or(NONE, |lane| lane.last);
+        let key = self.insert(pending, load, Some(at), last);
+        let Position::Queued(number) = key.kind() else {
+            return key;
+        };
+        match self.behind.get_mut(last as usize) {
+            Some(before) => before.next = number,
+            None => self.set_next(at, number),
+        }
+        if let Some(lane) = self.lane_mut(at) {
+            lane.last = number;
+        }
+        key
+    }
+
+    fn insert(&mut self, pending: Pending<C>, load: Load, lane: Option<Place>, prev: u32) -> Key {
+        if self.behind.len() == self.behind.capacity() {
+            self.behind.reserve_exact((self.behind.len() / 16).max(32));
+        }
+        Key::queued(self.behind.insert(Queued {
+            pending,
+            load,
+            lane,
+            done: 0,
+            next: NONE,
+            prev,
+            in_flight: false,
+        }) as u32)
+    }
+
+    /// Takes the request behind the first of a lane, to become the first.
+    pub(crate) fn take_next(&mut self, at: Place) -> Option<(Key, Queued<C>)> {
+        let key = Key::queued(self.lane(at)?.next);
+        Some((key, self.take_queued(key)?))
+    }
+
+    /// Takes a request that waits out of its lane, wherever it stands; or a timer.
+    pub(crate) fn take_queued(&mut self, key: Key) -> Option<Queued<C>> {
+        let Position::Queued(number) = key.kind() else {
+            return None;
+        };
+        let queued = self.behind.try_remove(number as usize)?;
+        let Some(at) = queued.lane else {
+            return Some(queued);
+        };
+        match self.behind.get_mut(queued.prev as usize) {
+            Some(before) => before.next = queued.next,
+            None => self.set_next(at, queued.next),
+        }
+        match self.behind.get_mut(queued.next as usize) {
+            Some(after) => after.prev = queued.prev,
+            None => {
+                if let Some(lane) = self.lane_mut(at) {
+                    lane.last = queued.prev;
+                }
+            }
+        }
+        Some(queued)
+    }
+
+    fn set_next(&mut self, at: Place, number: u32) {
+        if let Some(lane) = self.lane_mut(at) {
+            lane.next = number;
+        }
+    }
+
+    /// The requests behind the first of a lane, oldest first, as long as `each` says so.
+    pub(crate) fn walk(&mut self, at: Place, mut each: impl FnMut(Key, &mut Queued<C>) -> bool) {
+        let mut number = self.lane(at).map_or(NONE, |lane| lane.next);
+        while let Some(queued) = self.behind.get_mut(number as usize) {
+            let key = Key::queued(number);
+            number = queued.next;
+            if !each(key, queued) {
+                return;
+            }
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::request::{Key, Position};
+
 /// When a request runs out of time: a point in time, or never.
 ///
 /// Made of a [`Duration`] from now, an [`Instant`], or an optional one. A duration too long for
@@ -51,12 +53,13 @@ impl From<Option<Instant>> for Deadline {
 const ABSENT: u32 = u32::MAX;
 const CHILDREN: usize = 4;
 
-/// Requests, named by small numbers, by their deadlines.
+/// Requests by their deadlines.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
-    heap: Vec<(Instant, u32)>,
-    /// Where in the heap each request stands.
-    places: Vec<u32>,
+    heap: Vec<(Instant, Key)>,
+    /// Where in the heap each request stands: the first ones of lanes, and all others.
+    firsts: Vec<u32>,
+    others: Vec<u32>,
 }
 
 impl Deadlines {
@@ -71,28 +74,41 @@ impl Deadlines {
     }
 
     /// Adds a request that has none yet.
-    pub(crate) fn insert(&mut self, request: u32, at: Instant) {
-        let index = request as usize;
-        if self.places.len() <= index {
-            self.places.resize(index + 1, ABSENT);
-        }
+    pub(crate) fn insert(&mut self, request: Key, at: Instant) {
         self.heap.push((at, request));
         self.rise(self.heap.len() - 1);
     }
 
     /// Forgets a request, if it has a deadline.
-    pub(crate) fn remove(&mut self, request: u32) {
-        let Some(place) = self.places.get_mut(request as usize) else {
-            return;
-        };
-        let place = std::mem::replace(place, ABSENT);
+    pub(crate) fn remove(&mut self, request: Key) {
+        let place = std::mem::replace(self.place(request), ABSENT);
         if place != ABSENT {
             self.take(place as usize);
         }
     }
 
+    /// A request goes by another key from now on.
+    pub(crate) fn rename(&mut self, from: Key, to: Key) {
+        let place = std::mem::replace(self.place(from), ABSENT);
+        if let Some(entry) = self.heap.get_mut(place as usize) {
+            entry.1 = to;
+            *self.place(to) = place;
+        }
+    }
+
+    fn place(&mut self, request: Key) -> &mut u32 {
+        let (places, index) = match request.kind() {
+            Position::First(at) => (&mut self.firsts, at.number() as usize),
+            Position::Queued(number) => (&mut self.others, number as usize),
+        };
+        if places.len() <= index {
+            places.resize(index + 1, ABSENT);
+        }
+        &mut places[index]
+    }
+
     /// Takes a request whose time has come.
-    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, u32)> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, Key)> {
         let &(at, request) = self.heap.first()?;
         if at > now {
             return None;
@@ -139,14 +155,16 @@ impl Deadlines {
         self.put(place, entry);
     }
 
-    fn put(&mut self, place: usize, entry: (Instant, u32)) {
+    fn put(&mut self, place: usize, entry: (Instant, Key)) {
         self.heap[place] = entry;
-        self.places[entry.1 as usize] = place as u32;
+        *self.place(entry.1) = place as u32;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use gaio_backends::Place;
+
     use super::*;
 
     /// A small linear congruential generator: the order must not be special, only repeatable.
@@ -165,24 +183,36 @@ mod tests {
         let mut seed = 7;
         for request in 0..5_000 {
             let at = start + Duration::from_nanos(scramble(&mut seed) % 100_000);
-            deadlines.insert(request, at);
-            expected.push((at, request));
+            let key = match request % 2 {
+                0 => Key::queued(request),
+                _ => Key::first(Place::from_number(request)),
+            };
+            deadlines.insert(key, at);
+            expected.push((at, key));
         }
-        expected.retain(|&(_, request)| {
-            let keep = !scramble(&mut seed).is_multiple_of(3);
-            if !keep {
-                deadlines.remove(request);
+        expected.retain_mut(|(_, key)| match scramble(&mut seed) % 3 {
+            0 => {
+                deadlines.remove(*key);
+                false
             }
-            keep
+            1 => {
+                if let Position::Queued(number) = key.kind() {
+                    let first = Key::first(Place::from_number(number));
+                    deadlines.rename(*key, first);
+                    *key = first;
+                }
+                true
+            }
+            _ => true,
         });
-        expected.sort();
+        expected.sort_by_key(|&(at, _)| at);
         for &(at, _) in &expected {
             assert_eq!(deadlines.next(), Some(at));
             assert_eq!(deadlines.pop_due(at - Duration::from_nanos(1)), None);
-            let popped = deadlines.pop_due(at).map(|(_, r)| r as usize);
+            let popped = deadlines.pop_due(at).map(|(_, key)| key);
             let known = expected
                 .iter()
-                .any(|&(t, r)| t == at && Some(r as usize) == popped);
+                .any(|&(time, key)| time == at && Some(key) == popped);
             assert!(known, "{popped:?} was not due at {at:?}");
         }
         assert!(deadlines.is_empty());

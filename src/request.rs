@@ -1,4 +1,4 @@
-//! What was asked: the pending requests of a watcher, found by number or by `OpId`.
+//! What was asked: requests, new and pending, and by what they are found.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -7,10 +7,8 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use gaio_backends::{Buffer, Doing, ErrorKind, Interest, Lane, Load, reserve_gently};
-
-/// No request: the end of a list.
-pub(crate) const NONE: u32 = u32::MAX;
+use gaio_backends::{Buffer, Doing, ErrorKind, Interest, Lane, Load, Place};
+use slab::Slab;
 
 /// What kind of request a result belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +58,9 @@ impl OpIds {
             self.next = block * Self::BLOCK;
             self.end = self.next + Self::BLOCK;
         }
-        self.next += 1;
-        OpId(NonZeroU64::new(self.next).unwrap_or(NonZeroU64::MAX))
+        self.next += 2;
+        // Odd ones only, so that none is zero.
+        OpId(NonZeroU64::MIN | self.next)
     }
 }
 
@@ -182,176 +181,129 @@ impl<C> Order<C> {
     }
 }
 
-/// An accepted request. What it carries besides its context is in the backend's `Loads`.
+/// An accepted request. What it carries besides its context is in the backend's `Loads`, or waits with
+/// it in the [`Backlog`].
 #[derive(Debug)]
 pub(crate) struct Pending<C> {
     pub(crate) op: OpId,
-    pub(crate) slot: u32,
-    /// Neighbours in the queue of its lane; of a free place, the next free one.
-    pub(crate) next: u32,
-    pub(crate) prev: u32,
     /// When it was accepted, counting requests; wraps around.
     pub(crate) accepted: u32,
     pub(crate) what: What,
-    pub(crate) lane: Lane,
-    /// A backend works on it.
-    pub(crate) in_flight: bool,
-    pub(crate) has_deadline: bool,
-    /// A stream that was cancelled only to pause it.
-    pub(crate) pausing: bool,
     /// Why it is being ended before its time.
     pub(crate) end: Option<ErrorKind>,
-    /// None of a free place.
-    pub(crate) context: Option<C>,
-}
-
-const _: () = assert!(size_of::<Pending<()>>() <= 32);
-
-/// What is left of a request that was taken out.
-pub(crate) struct Removed<C> {
-    pub(crate) op: OpId,
-    pub(crate) slot: u32,
-    pub(crate) next: u32,
-    pub(crate) prev: u32,
-    pub(crate) what: What,
-    pub(crate) lane: Lane,
     pub(crate) has_deadline: bool,
     pub(crate) context: C,
 }
 
-/// All pending requests, each under a small number, its *key*.
-#[derive(Debug)]
-pub(crate) struct Requests<C> {
-    places: Vec<Pending<C>>,
-    free: u32,
-    /// How many came, and how many went.
-    accepted: u64,
-    removed: u64,
-    /// Where to find requests by `OpId`. Made when the first is looked for: a program that never
-    /// cancels does not pay for it.
-    by_op: Option<HashMap<OpId, u32, BuildHasherDefault<Spread>>>,
+const _: () = assert!(size_of::<Option<Pending<()>>>() == 16);
+
+impl<C> Pending<C> {
+    #[inline(always)]
+    pub(crate) fn new(
+        op: OpId,
+        accepted: u32,
+        what: What,
+        context: C,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Pending {
+            op,
+            accepted,
+            what,
+            end: None,
+            has_deadline: deadline.is_some(),
+            context,
+        }
+    }
 }
 
-impl<C> Requests<C> {
-    pub(crate) fn new() -> Self {
-        Requests {
-            places: Vec::new(),
-            free: NONE,
-            accepted: 0,
-            removed: 0,
-            by_op: None,
-        }
-    }
+/// By what a request is found: the place of the first of a lane, a number for one that waits behind
+/// others, or for a timer. It changes once at most, when a request becomes the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(u32);
 
-    /// How many are pending.
-    pub(crate) fn len(&self) -> usize {
-        (self.accepted - self.removed) as usize
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// How many there ever were.
-    pub(crate) fn accepted(&self) -> u64 {
-        self.accepted
-    }
+impl Key {
+    const QUEUED: u32 = 1 << 31;
 
     #[inline(always)]
-    pub(crate) fn insert(
-        &mut self,
-        op: OpId,
-        slot: u32,
-        what: What,
-        has_deadline: bool,
-        context: C,
-    ) -> u32 {
-        let pending = Pending {
-            op,
-            slot,
-            next: NONE,
-            prev: NONE,
-            accepted: self.accepted as u32,
-            what,
-            lane: what.lane(),
-            in_flight: false,
-            has_deadline,
-            pausing: false,
-            end: None,
-            context: Some(context),
-        };
-        self.accepted += 1;
-        let mut key = self.free;
-        match self.places.get_mut(key as usize) {
-            Some(place) => {
-                self.free = place.next;
-                *place = pending;
-            }
-            None => {
-                key = self.places.len() as u32;
-                reserve_gently(&mut self.places);
-                self.places.push(pending);
-            }
-        }
-        if let Some(by_op) = &mut self.by_op {
-            by_op.insert(op, key);
-        }
-        key
+    pub(crate) fn first(at: Place) -> Self {
+        Key(at.number())
     }
 
     #[inline]
-    pub(crate) fn get(&self, key: u32) -> Option<&Pending<C>> {
-        self.places.get(key as usize)
+    pub(crate) fn queued(number: u32) -> Self {
+        Key(number | Key::QUEUED)
     }
 
-    #[inline]
-    pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut Pending<C>> {
-        self.places.get_mut(key as usize)
-    }
-
-    /// Takes a request out.
-    #[inline(always)]
-    pub(crate) fn remove(&mut self, key: u32) -> Option<Removed<C>> {
-        let place = self.places.get_mut(key as usize)?;
-        let op = place.op;
-        let removed = Removed {
-            op,
-            slot: place.slot,
-            next: place.next,
-            prev: place.prev,
-            what: place.what,
-            lane: place.lane,
-            has_deadline: place.has_deadline,
-            context: place.context.take()?,
-        };
-        place.next = std::mem::replace(&mut self.free, key);
-        self.removed += 1;
-        if let Some(by_op) = &mut self.by_op {
-            by_op.remove(&op);
+    pub(crate) fn kind(self) -> Position {
+        if self.0 & Key::QUEUED == 0 {
+            Position::First(Place::from_number(self.0))
+        } else {
+            Position::Queued(self.0 & !Key::QUEUED)
         }
-        Some(removed)
+    }
+}
+
+/// What a [`Key`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    First(Place),
+    Queued(u32),
+}
+
+/// A request that is not the first of its lane, or a timer.
+#[derive(Debug)]
+pub(crate) struct Queued<C> {
+    pub(crate) pending: Pending<C>,
+    /// Nothing while it is part of a vectored write.
+    pub(crate) load: Load,
+    /// Bytes of it that were written.
+    pub(crate) done: usize,
+    /// Its lane; none for a timer.
+    pub(crate) lane: Option<Place>,
+    /// Neighbours in its lane.
+    pub(crate) next: u32,
+    pub(crate) prev: u32,
+    /// It runs together with the first.
+    pub(crate) in_flight: bool,
+}
+
+/// All requests that wait behind others, and the timers, by number.
+pub(crate) type Backlog<C> = Slab<Queued<C>>;
+
+/// Where to find requests by `OpId`. Made when the first is looked for: a program that never cancels
+/// does not pay for it.
+#[derive(Debug, Default)]
+pub(crate) struct OpIndex(Option<HashMap<OpId, Key, BuildHasherDefault<Spread>>>);
+
+impl OpIndex {
+    #[inline(always)]
+    pub(crate) fn is_used(&self) -> bool {
+        self.0.is_some()
     }
 
-    /// The key of a request that is pending.
-    pub(crate) fn find(&mut self, op: OpId) -> Option<u32> {
-        let places = &self.places;
-        let by_op = self.by_op.get_or_insert_with(|| {
-            let pending = places.iter().enumerate();
-            pending
-                .filter(|(_, pending)| pending.context.is_some())
-                .map(|(key, pending)| (pending.op, key as u32))
-                .collect()
-        });
-        by_op.get(&op).copied()
+    /// A request came, or goes by another key from now on.
+    #[inline(always)]
+    pub(crate) fn note(&mut self, op: OpId, key: Key) {
+        if let Some(keys) = &mut self.0 {
+            keys.insert(op, key);
+        }
     }
 
-    /// The keys of all requests.
-    pub(crate) fn keys(&self) -> Vec<u32> {
-        let pending = self.places.iter().enumerate();
-        pending
-            .filter(|(_, pending)| pending.context.is_some())
-            .map(|(key, _)| key as u32)
-            .collect()
+    #[inline(always)]
+    pub(crate) fn forget(&mut self, op: OpId) {
+        if let Some(keys) = &mut self.0 {
+            keys.remove(&op);
+        }
+    }
+
+    /// The key of a pending request; the first time, `all` says what there is.
+    pub(crate) fn find<I>(&mut self, op: OpId, all: impl FnOnce() -> I) -> Option<Key>
+    where
+        I: Iterator<Item = (OpId, Key)>,
+    {
+        let keys = self.0.get_or_insert_with(|| all().collect());
+        keys.get(&op).copied()
     }
 }
 
@@ -381,34 +333,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn found_by_number_through_growth_and_removal() {
-        let mut ids = OpIds::new();
-        let mut requests = Requests::new();
-        let all: Vec<_> = (0..1_000)
-            .map(|_| {
-                let op = ids.next();
-                (op, requests.insert(op, 0, What::Timer, false, ()))
-            })
-            .collect();
-        for &(_, key) in all.iter().step_by(6) {
-            assert!(requests.remove(key).is_some());
-        }
-        // The first search makes the index; what follows keeps it up to date.
-        assert_eq!(requests.find(all[1].0), Some(all[1].1));
-        for &(_, key) in all.iter().skip(3).step_by(6) {
-            assert!(requests.remove(key).is_some());
-        }
-        let late = ids.next();
-        let key = requests.insert(late, 0, What::Timer, false, ());
-        assert_eq!(requests.find(late), Some(key));
-        for (place, &(op, key)) in all.iter().enumerate() {
-            let expected = (place % 3 != 0).then_some(key);
-            assert_eq!(requests.find(op), expected);
-        }
+    fn numbers_of_two_watchers_differ() {
+        assert_ne!(OpIds::new().next(), OpIds::new().next());
     }
 
     #[test]
-    fn numbers_of_two_watchers_differ() {
-        assert_ne!(OpIds::new().next(), OpIds::new().next());
+    fn keys_say_where_a_request_stands() {
+        let at = Place::new(77, Lane::Write);
+        assert_eq!(Key::first(at).kind(), Position::First(at));
+        assert_eq!(Key::queued(77).kind(), Position::Queued(77));
     }
 }

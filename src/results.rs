@@ -1,10 +1,9 @@
 //! What `wait_io` hands out: results, and the container that is filled again and again.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::slice;
 
-use gaio_backends::{Buffer, Error, Result};
+use gaio_backends::{Buffer, Error, Result, Tray};
 
 use crate::conn::Conn;
 use crate::request::{OpId, Operation};
@@ -78,7 +77,7 @@ impl<C> OpResult<C> {
 /// A batch of results. Keep one and hand it to every `wait_io`: each call drops what was left
 /// unread and fills it anew, without allocating in the long run.
 pub struct Results<C = ()> {
-    queue: VecDeque<OpResult<C>>,
+    tray: Tray<OpResult<C>>,
     max: usize,
 }
 
@@ -86,7 +85,7 @@ impl<C> Results<C> {
     /// For at most 256 results a turn.
     pub fn new() -> Self {
         Results {
-            queue: VecDeque::new(),
+            tray: Tray::new(),
             max: MAX_DEFAULT,
         }
     }
@@ -95,25 +94,24 @@ impl<C> Results<C> {
     pub fn with_capacity(max: usize) -> Self {
         let max = max.max(1);
         Results {
-            queue: VecDeque::with_capacity(max.min(MAX_DEFAULT)),
+            tray: Tray::with_capacity(max.min(MAX_DEFAULT)),
             max,
         }
     }
 
     /// Results that were not taken yet.
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.tray.len()
     }
 
     /// Whether none are left.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.tray.is_empty()
     }
 
     /// Looks at the results without taking them, oldest first.
     pub fn iter(&self) -> slice::Iter<'_, OpResult<C>> {
-        // The filling left them in one piece.
-        self.queue.as_slices().0.iter()
+        self.tray.as_slice().iter()
     }
 
     /// Takes the results one by one, oldest first. Dropped early, it leaves the rest.
@@ -122,8 +120,9 @@ impl<C> Results<C> {
     }
 
     /// Takes the oldest result.
+    #[inline]
     pub fn pop(&mut self) -> Option<OpResult<C>> {
-        self.queue.pop_front()
+        self.tray.pop()
     }
 
     pub(crate) fn max(&self) -> usize {
@@ -131,20 +130,22 @@ impl<C> Results<C> {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.queue.clear();
+        self.tray.clear();
     }
 
     /// Takes over what `from` has, at most `max` of it; by an exchange of the containers where
-    /// possible.
-    pub(crate) fn fill(&mut self, from: &mut Vec<OpResult<C>>) {
-        if from.len() <= self.max && self.queue.is_empty() {
-            let empty = Vec::from(std::mem::take(&mut self.queue));
-            self.queue = std::mem::replace(from, empty).into();
-        } else {
-            let count = from.len().min(self.max - self.queue.len());
-            self.queue.extend(from.drain(..count));
+    /// possible. There must be nothing left.
+    pub(crate) fn fill(&mut self, from: &mut Tray<OpResult<C>>) {
+        if from.len() <= self.max {
+            std::mem::swap(&mut self.tray, from);
+            return;
         }
-        self.queue.make_contiguous();
+        for _ in 0..self.max {
+            let Some(result) = from.pop() else {
+                return;
+            };
+            self.tray.push_with(|| result);
+        }
     }
 }
 

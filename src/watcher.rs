@@ -7,7 +7,6 @@ mod turn;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,8 +65,8 @@ pub struct Watcher<C = ()> {
     info: BackendInfo,
     /// How long to look for results before sleeping.
     spin: Duration,
-    /// The thread of the first `wait_io`.
-    owner: Option<NonZeroU64>,
+    /// The thread of the first `wait_io`; 0 before.
+    owner: u64,
     /// Somebody waits on our descriptor.
     nested: Cell<bool>,
     not_sync: PhantomData<Cell<()>>,
@@ -103,7 +102,7 @@ impl<C> Watcher<C> {
             messages: Vec::new(),
             info,
             spin,
-            owner: None,
+            owner: 0,
             nested: Cell::new(false),
             not_sync: PhantomData,
         }
@@ -264,14 +263,14 @@ impl<C> Watcher<C> {
             wakeups,
             wakeups_elided,
             turns: engine.turns,
-            submitted: self.engine.requests.accepted(),
+            submitted: engine.accepted,
             completions: engine.completions,
             delivered: self.engine.delivered(),
             cancelled: engine.cancelled,
             deadlines: engine.deadlines,
             swap_starved: engine.swap_starved,
             connections: self.engine.conns.open_count(),
-            pending: self.engine.requests.len(),
+            pending: self.engine.pending_count(),
             leases: pool.leases,
             swap_buffers_out: pool.blocks_out,
             swap_buffers_peak: pool.blocks_peak,
@@ -317,7 +316,7 @@ impl<C> fmt::Debug for Watcher<C> {
         f.debug_struct("Watcher")
             .field("backend", &self.info)
             .field("connections", &self.engine.conns.open_count())
-            .field("pending", &self.engine.requests.len())
+            .field("pending", &self.engine.pending_count())
             .finish_non_exhaustive()
     }
 }

@@ -2,35 +2,42 @@
 
 use std::fmt;
 
-/// The requests in a batch, where their bytes are, and the message header that names them. Kept
-/// and used again, so that queued writes allocate nothing in the long run.
+use crate::buffer::Buffer;
+
+/// Buffers to write, where their bytes are, and the message header that names them. Kept and used
+/// again, so that queued writes allocate nothing in the long run.
 pub(crate) struct Batch {
-    keys: Vec<u32>,
+    buffers: Vec<Buffer>,
     iovecs: Vec<libc::iovec>,
     header: libc::msghdr,
 }
 
-// SAFETY: the pointers in `iovecs` and `header` are read by the kernel only, and lead to memory
-// of `Loads`, which owns this batch, and of `iovecs`; neither is bound to a thread.
+// SAFETY: the pointers in `iovecs` and `header` are read by the kernel only, and lead to bytes that
+// `buffers` owns, and to `iovecs`; neither is bound to a thread.
 unsafe impl Send for Batch {}
 
 impl Batch {
     /// The most writes in one batch; well under the system's `IOV_MAX` of 1024.
     pub(crate) const LEN_MAX: usize = 256;
 
-    /// Adds what a request has still to write. The bytes must stay where they are until `drain`.
-    pub(crate) fn push(&mut self, key: u32, rest: &[u8]) {
-        self.iovecs.push(libc::iovec {
-            iov_base: rest.as_ptr().cast_mut().cast(),
-            iov_len: rest.len(),
-        });
-        self.keys.push(key);
+    /// Takes all buffers out of `from`; of the first, `done` bytes were written before.
+    pub(crate) fn fill(&mut self, from: &mut Vec<Buffer>, mut done: usize) {
+        debug_assert!(self.buffers.is_empty());
+        std::mem::swap(&mut self.buffers, from);
+        for buffer in &self.buffers {
+            // The bytes stay where they are when the vector of handles moves or is swapped.
+            let rest = buffer.get(std::mem::take(&mut done)..).unwrap_or_default();
+            self.iovecs.push(libc::iovec {
+                iov_base: rest.as_ptr().cast_mut().cast(),
+                iov_len: rest.len(),
+            });
+        }
     }
 
-    /// Empties the batch; gives the requests that were in it.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = u32> + '_ {
+    /// Gives all buffers back.
+    pub(crate) fn empty(&mut self, into: &mut Vec<Buffer>) {
         self.iovecs.clear();
-        self.keys.drain(..)
+        into.append(&mut self.buffers);
     }
 
     /// Bytes that are still to be written.
@@ -50,12 +57,24 @@ impl Batch {
     pub(crate) fn iovecs(&self) -> &[libc::iovec] {
         &self.iovecs
     }
+
+    /// What is to be written, as the simulated kernel sees it.
+    #[cfg(feature = "sim")]
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.buffers
+            .iter()
+            .zip(&self.iovecs)
+            .map(|(buffer, iovec)| {
+                // Only the first may have been written in part.
+                &buffer[buffer.len() - iovec.iov_len..]
+            })
+    }
 }
 
 impl Default for Batch {
     fn default() -> Self {
         Batch {
-            keys: Vec::new(),
+            buffers: Vec::new(),
             iovecs: Vec::new(),
             // SAFETY: a header of zeros is valid: no name, no data, no control messages.
             header: unsafe { std::mem::zeroed() },
@@ -65,6 +84,6 @@ impl Default for Batch {
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Batch({} writes)", self.keys.len())
+        write!(f, "Batch({} writes)", self.buffers.len())
     }
 }

@@ -135,6 +135,20 @@ impl Buffer {
         }
     }
 
+    /// Puts a buffer in the place of one that nearly always is none: cheaper than to look which of
+    /// all it is.
+    #[inline(always)]
+    pub(crate) fn replace_with(&mut self, buffer: Buffer) {
+        #[cold]
+        fn assign(place: &mut Buffer, buffer: Buffer) {
+            *place = buffer;
+        }
+        match self.0 {
+            Repr::Static(_) => std::mem::forget(std::mem::replace(self, buffer)),
+            _ => assign(self, buffer),
+        }
+    }
+
     /// Sets how much of the vector was filled by reads, counted from its start.
     #[doc(hidden)]
     pub fn set_filled(&mut self, len: usize) {

@@ -27,10 +27,12 @@ pub mod sim;
 mod slots;
 pub mod swap;
 mod sys;
+mod tray;
 #[cfg(gaio_uring)]
 pub mod uring;
 mod wake;
 
+use std::fmt;
 use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -44,6 +46,7 @@ pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
+pub use tray::Tray;
 pub use wake::{Bell, Waker};
 
 /// The contract between the watcher, which knows the user, and a backend, which knows the kernel.
@@ -53,8 +56,8 @@ pub use wake::{Bell, Waker};
 ///   attached again before the next [`wait`](Backend::wait).
 /// - A slot has two lanes. Each has at most one operation at a time: nothing is started on a lane
 ///   before the last completion of what ran there was given out.
-/// - A request has a *key*, a small number chosen by the watcher, that names it in
-///   [`loads`](Backend::loads) and in its completions until the last of them was given out.
+/// - What an operation carries lies in [`loads`](Backend::loads), under its place, before it is
+///   started.
 /// - Lanes are cancelled only while they run, slots detached only while both lanes are idle.
 /// - Before each `wait` at most [`room`](Backend::room) operations are started.
 /// - All calls after [`bind`](Backend::bind) come from the thread that called it; only the drop
@@ -97,19 +100,33 @@ pub trait Backend {
     /// How many more operations can be started before the next [`wait`](Backend::wait).
     fn room(&self) -> usize;
 
-    /// What the requests carry.
+    /// What the lanes' operations carry.
     fn loads(&mut self) -> &mut Loads;
 
-    /// Starts an operation; comes shortly before a `wait`. A backend may do its work right here,
-    /// if that does not block. Success and failure come as its completion.
+    /// Starts an operation on an idle lane. A backend may do its work right here, if that does not
+    /// block. Success and failure come as its completion.
     fn start(&mut self, at: Place, request: Request);
 
-    /// Starts several writes of a connection as one, in this order; between two and
-    /// [`WRITES_MAX`]. The completion has the first one's key and the sum of the bytes.
-    fn start_writes(&mut self, slot: u32, keys: &[u32]);
+    /// Starts a swap read if there is room for it. False if there is none.
+    #[inline(always)]
+    fn start_read_swap(&mut self, at: Place) -> bool {
+        let has_room = self.room() > 0;
+        if has_room {
+            self.start(at, Request::ReadSwap);
+        }
+        has_room
+    }
+
+    /// Starts a write. If it could be done at once, whole, there is no completion of it: the buffer
+    /// comes back from the load, and its length.
+    #[inline(always)]
+    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
+        self.start(at, Request::Write);
+        None
+    }
 
     /// Ends an operation early. With a last try it is attempted once more, or for the first time:
-    /// what is possible at this moment is done. For several writes: the first one's place.
+    /// what is possible at this moment is done.
     fn cancel(&mut self, at: Place, last_try: bool);
 
     /// `shutdown(2)`, at once.
@@ -133,6 +150,22 @@ pub trait Backend {
     /// The next completion of the turn that the last [`wait`](Backend::wait) began. Whoever stops
     /// early finds the others after the next `wait`, which does not sleep then.
     fn next(&mut self) -> Option<Completion>;
+
+    /// Gives out completions as [`next`](Backend::next) does, `most` of them, each with what it
+    /// brought.
+    #[inline]
+    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>)
+    where
+        Self: Sized,
+    {
+        for _ in 0..most {
+            let Some(completion) = self.next() else {
+                return;
+            };
+            let payload = self.payload();
+            sink.completed(self, completion, payload);
+        }
+    }
 
     /// What the last completion brought. To be taken before anything else is done: what nobody
     /// takes is dropped.
@@ -173,6 +206,22 @@ pub trait Backend {
     fn counts(&self) -> &Counts;
 }
 
+/// Who takes completions. Those that are nearly all come by themselves, so that they need not be
+/// told apart again.
+pub trait Sink<B> {
+    /// A swap read has ended.
+    fn received(&mut self, backend: &mut B, at: Place, lease: SwapBuf);
+
+    /// A stream of reads has brought these bytes, charged to its account, and goes on.
+    fn streamed(&mut self, backend: &mut B, at: Place, lease: SwapBuf);
+
+    /// A write has ended, and all its bytes were written. The buffer comes out of the load.
+    fn wrote(&mut self, backend: &mut B, at: Place, buffer: Buffer, size: usize);
+
+    /// Anything else.
+    fn completed(&mut self, backend: &mut B, completion: Completion, payload: Payload);
+}
+
 impl Options {
     /// What tests of single backends need.
     #[cfg(test)]
@@ -202,23 +251,62 @@ pub struct Options {
     pub restricted: bool,
 }
 
-/// Where an operation runs, and whose it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+/// A lane of a slot: where an operation runs, and what its completions are known by.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place(u32);
+
+impl Place {
+    /// The most slots that have places.
+    pub const SLOTS_MAX: u32 = 1 << 30;
+
+    /// A direction of a connection.
+    #[inline(always)]
+    pub const fn new(slot: u32, lane: Lane) -> Self {
+        debug_assert!(slot < Place::SLOTS_MAX);
+        Place(slot << 1 | lane as u32)
+    }
+
     /// The connection.
-    pub slot: u32,
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 >> 1
+    }
+
     /// The direction.
-    pub lane: Lane,
-    /// The request.
-    pub key: u32,
+    #[inline(always)]
+    pub const fn lane(self) -> Lane {
+        if self.0 & 1 == 0 {
+            Lane::Read
+        } else {
+            Lane::Write
+        }
+    }
+
+    /// A small number that stands for it; under 2^31.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The place of a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        Place(number)
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of slot {}", self.lane(), self.slot())
+    }
 }
 
 /// One step of one operation. What it brings is handed out apart, by [`Backend::payload`]: most
 /// bring nothing, and the rest of it fits into two registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
-    /// The request.
-    pub key: u32,
+    /// Where it ran.
+    pub at: Place,
     /// Whether further completions of this operation follow.
     pub more: bool,
     /// Bytes transferred, or why it failed.
@@ -250,7 +338,7 @@ pub enum Lane {
     Write = 1,
 }
 
-/// An operation to start. What it needs is in its request's load.
+/// An operation to start. What it needs is in its place's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Read once into a swap buffer.
@@ -261,6 +349,8 @@ pub enum Request {
     Read,
     /// Write the rest of a buffer.
     Write,
+    /// Write the rest of a buffer and then several others, as one.
+    WriteMany,
     /// Accept one connection.
     Accept,
     /// Accept until cancelled.
@@ -271,7 +361,7 @@ pub enum Request {
     Ready(Interest),
 }
 
-/// The most writes that [`Backend::start_writes`] takes.
+/// The most buffers of [`Request::WriteMany`].
 pub const WRITES_MAX: usize = batch::Batch::LEN_MAX;
 
 /// What [`Request::Ready`] waits for.
@@ -323,9 +413,9 @@ pub struct Counts {
 impl Completion {
     /// The last completion of an operation.
     #[inline]
-    pub(crate) fn last(key: u32, result: Result<u32, Errno>) -> Self {
+    pub fn last(at: Place, result: Result<u32, Errno>) -> Self {
         Completion {
-            key,
+            at,
             more: false,
             result,
         }

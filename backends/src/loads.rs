@@ -1,8 +1,8 @@
-//! What requests carry: buffers to read into or to write, the address to connect to, a stream's
-//! account. A table by the watcher's number of the request (its *key*), owned by the backend, so
-//! that what the kernel uses stays where it is until the kernel is done with it.
+//! What the operation of each lane carries: buffers to read into or to write, the address to connect
+//! to, a stream's account. A table by place, owned by the backend, so that what the kernel uses stays
+//! where it is until the kernel is done with it.
 //!
-//! The watcher puts a load in when it accepts a request and takes it out for the result. In
+//! The watcher puts a load in before it starts an operation and takes it out for the result. In
 //! between it can do neither while the operation runs: nothing that the kernel may write to or
 //! read from is ever dropped or moved out of reach.
 
@@ -17,14 +17,12 @@ use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::slots::grow_gently;
 use crate::swap::Credit;
-
-/// No batch.
-const NONE: u32 = u32::MAX;
+use crate::{Lane, Place};
 
 /// Empty batches that are kept for later; more than are in use at a time in most programs.
 const BATCHES_KEPT: usize = 64;
 
-/// What one request carries.
+/// What one operation carries.
 #[derive(Debug, Default)]
 pub enum Load {
     /// Nothing: a swap read, an accept.
@@ -36,17 +34,15 @@ pub enum Load {
     Credit(Credit),
     /// Where to connect to.
     Address(Box<Address>),
-    /// The same in the form that the kernel reads.
-    #[doc(hidden)]
-    RawAddress(Box<SockAddr>),
 }
 
-/// The loads of all requests that carry something.
+/// The loads of all operations that carry something. A lane that never carried anything has no
+/// entry: idle connections with a swap read are many.
 #[derive(Default)]
 pub struct Loads {
-    entries: Vec<Entry>,
-    batches: Slab<Box<Batch>>,
-    /// Empty batches, kept for the next vectored write.
+    lanes: [Vec<Entry>; 2],
+    extras: Slab<Extra>,
+    /// Kept for the next vectored write.
     #[expect(
         clippy::vec_box,
         reason = "the boxes travel; the kernel has their address"
@@ -54,25 +50,38 @@ pub struct Loads {
     idle_batches: Vec<Box<Batch>>,
 }
 
+/// Laid out for what nearly all operations carry: a buffer.
 struct Entry {
-    load: Load,
-    /// Bytes to transfer in total.
-    total: usize,
+    buffer: Buffer,
     /// Bytes transferred so far.
     done: usize,
-    /// For the first request of a batch that runs: which.
-    batch: u32,
+    /// Bytes to transfer in total.
+    total: usize,
+    /// What is carried if it is no buffer.
+    extra: u32,
     /// An operation runs that may use the load.
     busy: bool,
 }
 
+/// Loads that are no buffers.
+enum Extra {
+    Credit(Credit),
+    Address(Box<Address>),
+    /// Where to connect to, as the kernel reads it.
+    RawAddress(Box<SockAddr>),
+    Batch(Box<Batch>),
+}
+
+/// No extra.
+const NONE: u32 = u32::MAX;
+
 const _: () = assert!(size_of::<usize>() != 8 || size_of::<Entry>() == 64);
 
 const EMPTY: Entry = Entry {
-    load: Load::None,
-    total: 0,
+    buffer: Buffer::EMPTY,
     done: 0,
-    batch: NONE,
+    total: 0,
+    extra: NONE,
     busy: false,
 };
 
@@ -88,216 +97,260 @@ impl Load {
 }
 
 impl Loads {
-    /// Gives a request its load. Ignored for a request whose operation runs.
-    #[inline(always)]
-    pub fn put(&mut self, key: u32, load: Load) {
-        let index = key as usize;
-        if index >= self.entries.len() {
-            grow_gently(&mut self.entries, index, || EMPTY);
+    /// Gives a lane its load. Ignored while its operation runs.
+    pub fn put(&mut self, at: Place, load: Load) {
+        match load {
+            Load::None => {}
+            Load::Buffer(buffer) => self.put_buffer(at, buffer, 0),
+            Load::Credit(credit) => self.put_extra(at, Extra::Credit(credit), 0),
+            Load::Address(address) => self.put_extra(at, Extra::Address(address), 0),
         }
-        let Some(entry) = self.entries.get_mut(index) else {
-            return load.discard();
+    }
+
+    /// The same for a buffer of which `done` bytes were transferred before.
+    pub fn put_buffer(&mut self, at: Place, buffer: Buffer, done: usize) {
+        let total = buffer.len();
+        self.put_part(at, buffer, done, total);
+    }
+
+    /// The same; the caller says how long the buffer is.
+    #[inline(always)]
+    pub fn put_part(&mut self, at: Place, buffer: Buffer, done: usize, total: usize) {
+        if let Some(entry) = self.reach(at) {
+            entry.done = done;
+            entry.total = total;
+            entry.buffer.replace_with(buffer);
+        }
+    }
+
+    /// Gives a lane several buffers to write as one, of the first of which `done` bytes were written
+    /// before; at most [`WRITES_MAX`](crate::WRITES_MAX). They are taken out of `buffers`.
+    pub fn put_many(&mut self, at: Place, buffers: &mut Vec<Buffer>, done: usize) {
+        let mut batch = self.idle_batches.pop().unwrap_or_default();
+        batch.fill(buffers, done);
+        self.put_extra(at, Extra::Batch(batch), done);
+    }
+
+    fn put_extra(&mut self, at: Place, extra: Extra, done: usize) {
+        let extra = self.extras.insert(extra) as u32;
+        let Some(entry) = self.reach(at) else {
+            self.extras.remove(extra as usize);
+            return;
         };
-        debug_assert!(!entry.busy, "{key} runs");
-        if entry.busy {
-            return load.discard();
-        }
-        entry.total = load.size();
-        std::mem::replace(&mut entry.load, load).discard();
+        entry.done = done;
+        // It is never whole by what one step transfers.
+        entry.total = usize::MAX;
+        let before = std::mem::replace(&mut entry.extra, extra);
+        self.extras.try_remove(before as usize);
     }
 
-    /// Takes the load of a request that ends, and how many bytes were transferred. Nothing while
-    /// its operation runs.
-    #[inline]
-    pub fn take(&mut self, key: u32) -> (Load, usize) {
-        match self.entries.get_mut(key as usize) {
-            Some(entry) if !entry.busy => (
-                std::mem::take(&mut entry.load),
-                std::mem::take(&mut entry.done),
-            ),
-            _ => (Load::None, 0),
-        }
-    }
-
-    /// The same for a request that carries a buffer or nothing.
+    /// The entry of an idle lane, which may be new.
     #[inline(always)]
-    pub fn take_buffer(&mut self, key: u32) -> (Buffer, usize) {
-        match self.entries.get_mut(key as usize) {
+    fn reach(&mut self, at: Place) -> Option<&mut Entry> {
+        let index = at.slot() as usize;
+        let lane = &mut self.lanes[at.lane() as usize];
+        if index >= lane.len() {
+            grow_gently(lane, index, || EMPTY);
+        }
+        let entry = lane.get_mut(index)?;
+        debug_assert!(!entry.busy, "{at:?} is busy");
+        (!entry.busy).then_some(entry)
+    }
+
+    /// Takes a lane's load, and how many bytes were transferred. Nothing while its operation runs.
+    pub fn take(&mut self, at: Place) -> (Load, usize) {
+        let (buffer, done) = self.take_buffer(at);
+        let load = match self.take_extra(at) {
+            Some(Extra::Credit(credit)) => Load::Credit(credit),
+            Some(Extra::Address(address)) => Load::Address(address),
+            Some(Extra::RawAddress(_) | Extra::Batch(_)) => Load::None,
+            None if buffer.is_empty() => Load::None,
+            None => Load::Buffer(buffer),
+        };
+        (load, done)
+    }
+
+    /// The same of a lane that carries a buffer or nothing.
+    #[inline(always)]
+    pub fn take_buffer(&mut self, at: Place) -> (Buffer, usize) {
+        match self.entry_mut(at) {
             Some(entry) if !entry.busy => {
-                let done = std::mem::take(&mut entry.done);
-                match std::mem::take(&mut entry.load) {
-                    Load::Buffer(buffer) => (buffer, done),
-                    other => {
-                        other.discard();
-                        (Buffer::EMPTY, done)
-                    }
-                }
+                let buffer = std::mem::take(&mut entry.buffer);
+                (buffer, std::mem::take(&mut entry.done))
             }
             _ => (Buffer::EMPTY, 0),
         }
     }
 
-    fn get(&self, key: u32) -> &Load {
-        self.entries
-            .get(key as usize)
-            .map_or(&Load::None, |entry| &entry.load)
+    /// Drops what a lane carries beside a buffer. Nothing while its operation runs.
+    #[inline(always)]
+    pub fn clear(&mut self, at: Place) {
+        if self.entry(at).is_some_and(|entry| entry.extra != NONE) {
+            drop(self.take_extra(at));
+        }
+    }
+
+    #[cold]
+    fn take_extra(&mut self, at: Place) -> Option<Extra> {
+        let entry = self.entry_mut(at).filter(|entry| !entry.busy)?;
+        let extra = std::mem::replace(&mut entry.extra, NONE);
+        self.extras.try_remove(extra as usize)
+    }
+
+    /// Takes the buffers of a vectored write into `buffers`, in order; how many bytes of the first
+    /// were written before it. Nothing while it runs, or if it is none.
+    pub fn take_many(&mut self, at: Place, buffers: &mut Vec<Buffer>) -> usize {
+        let Some(Extra::Batch(mut batch)) = self.take_extra(at) else {
+            return 0;
+        };
+        batch.empty(buffers);
+        if self.idle_batches.len() < BATCHES_KEPT {
+            self.idle_batches.push(batch);
+        }
+        let done = self.entry_mut(at).map(|entry| &mut entry.done);
+        done.map_or(0, std::mem::take)
     }
 
     /// Notes that `len` more bytes were transferred. Returns whether that was all there was.
+    #[inline(always)]
+    pub fn advance(&mut self, at: Place, len: usize) -> bool {
+        match self.entry_mut(at) {
+            Some(entry) => {
+                entry.done += len;
+                entry.done >= entry.total
+            }
+            None => true,
+        }
+    }
+
+    /// The account of a stream.
     #[inline]
-    pub fn advance(&mut self, key: u32, len: usize) -> bool {
-        let Some(entry) = self.entries.get_mut(key as usize) else {
-            return true;
-        };
-        entry.done += len;
-        entry.done >= entry.total
-    }
-
-    /// Bytes of a request that are still to be transferred.
-    pub fn left(&self, key: u32) -> usize {
-        let entry = self.entries.get(key as usize);
-        entry.map_or(0, |entry| entry.total.saturating_sub(entry.done))
-    }
-
-    fn get_mut(&mut self, key: u32) -> Option<&mut Entry> {
-        self.entries.get_mut(key as usize)
+    pub fn credit(&self, at: Place) -> Option<&Credit> {
+        match self.extra(at)? {
+            Extra::Credit(credit) => Some(credit),
+            _ => None,
+        }
     }
 
     /// An operation starts that uses the load.
-    #[inline]
-    pub(crate) fn begin(&mut self, key: u32) {
-        if let Some(entry) = self.entries.get_mut(key as usize) {
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, at: Place) {
+        if let Some(entry) = self.entry_mut(at) {
             entry.busy = true;
         }
     }
 
-    /// The operation has ended; a batch comes back, too.
-    #[inline]
-    pub(crate) fn end(&mut self, key: u32) {
-        let Some(entry) = self.entries.get_mut(key as usize) else {
-            return;
-        };
-        entry.busy = false;
-        if entry.batch != NONE {
-            self.end_batch(key);
+    /// The operation has ended.
+    #[inline(always)]
+    pub(crate) fn end(&mut self, at: Place) {
+        if let Some(entry) = self.entry_mut(at) {
+            entry.busy = false;
         }
     }
 
+    /// The operation has ended, and transferred so many bytes: if that was all, takes the buffer, and
+    /// says how long it is.
+    #[inline(always)]
+    pub(crate) fn end_whole(&mut self, at: Place, len: u32) -> Option<(Buffer, usize)> {
+        let entry = self.entry_mut(at)?;
+        entry.busy = false;
+        let done = entry.done + len as usize;
+        if done != entry.total {
+            return None;
+        }
+        entry.done = 0;
+        Some((std::mem::take(&mut entry.buffer), done))
+    }
+
     /// What a write has still to write.
-    #[inline]
-    pub(crate) fn unwritten(&self, key: u32) -> &[u8] {
-        match self.entries.get(key as usize) {
-            Some(Entry {
-                load: Load::Buffer(buffer),
-                done,
-                ..
-            }) => buffer.get(*done..).unwrap_or_default(),
-            _ => &[],
+    #[inline(always)]
+    pub(crate) fn unwritten(&self, at: Place) -> &[u8] {
+        match self.entry(at) {
+            Some(entry) => entry.buffer.get(entry.done..).unwrap_or_default(),
+            None => &[],
+        }
+    }
+
+    /// The same, and the operation starts that writes it.
+    #[inline(always)]
+    pub(crate) fn begin_write(&mut self, at: Place) -> &[u8] {
+        match self.entry_mut(at) {
+            Some(entry) => {
+                entry.busy = true;
+                entry.buffer.get(entry.done..).unwrap_or_default()
+            }
+            None => &[],
         }
     }
 
     /// Where a read may put bytes. Empty if the buffer cannot be read into.
     #[inline]
-    pub(crate) fn unread(&mut self, key: u32) -> &mut [u8] {
-        match self.entries.get_mut(key as usize) {
-            Some(Entry {
-                load: Load::Buffer(buffer),
-                done,
-                ..
-            }) => buffer.spare(*done).unwrap_or_default(),
-            _ => &mut [],
+    pub(crate) fn unread(&mut self, at: Place) -> &mut [u8] {
+        match self.entry_mut(at) {
+            Some(entry) => entry.buffer.spare(entry.done).unwrap_or_default(),
+            None => &mut [],
         }
     }
 
-    /// The account of a stream.
-    pub fn credit(&self, key: u32) -> Option<&Credit> {
-        match self.get(key) {
-            Load::Credit(credit) => Some(credit),
+    /// The buffers of a vectored write.
+    #[inline]
+    pub(crate) fn batch(&mut self, at: Place) -> Option<&mut Batch> {
+        match self.extra_mut(at)? {
+            Extra::Batch(batch) => Some(batch),
             _ => None,
         }
     }
 
-    /// Where to connect to, at an address in memory that stays until the load is taken.
-    pub(crate) fn address(&mut self, key: u32) -> Result<&SockAddr, Errno> {
-        let entry = self.get_mut(key).ok_or(Errno(libc::EDESTADDRREQ))?;
-        if let Load::Address(to) = &entry.load {
-            let raw = to.to_raw()?;
-            entry.load = Load::RawAddress(Box::new(raw));
+    /// What a write has still to write, be it one or several, as the simulated kernel sees it.
+    #[cfg(feature = "sim")]
+    pub(crate) fn parts(&self, at: Place) -> Vec<&[u8]> {
+        match self.extra(at) {
+            Some(Extra::Batch(batch)) => batch.parts().collect(),
+            _ => vec![self.unwritten(at)],
         }
-        match &entry.load {
-            Load::RawAddress(raw) => Ok(raw),
+    }
+
+    /// Where to connect to, at an address in memory that stays until the load is taken.
+    pub(crate) fn address(&mut self, at: Place) -> Result<&SockAddr, Errno> {
+        let extra = self.extra_mut(at).ok_or(Errno(libc::EDESTADDRREQ))?;
+        if let Extra::Address(to) = extra {
+            *extra = Extra::RawAddress(Box::new(to.to_raw()?));
+        }
+        match extra {
+            Extra::RawAddress(raw) => Ok(raw),
             _ => Err(Errno(libc::EDESTADDRREQ)),
         }
     }
 
-    /// Makes one vectored write of several, which are all busy until the [`end`](Loads::end) of
-    /// the first.
-    pub(crate) fn begin_batch(&mut self, keys: &[u32]) -> Option<&mut Batch> {
-        let &first = keys.first()?;
-        let mut batch = self.idle_batches.pop().unwrap_or_default();
-        for &key in keys {
-            self.begin(key);
-            batch.push(key, self.unwritten(key));
-        }
-        let place = self.batches.insert(batch);
-        self.get_mut(first)?.batch = place as u32;
-        Some(&mut self.batches[place])
-    }
-
-    /// The vectored write that runs under its first request's key.
-    pub(crate) fn batch(&mut self, first: u32) -> Option<&mut Batch> {
-        let place = self.get_mut(first)?.batch;
-        self.batches
-            .get_mut(place as usize)
-            .map(|batch| &mut **batch)
-    }
-
-    #[cold]
-    fn end_batch(&mut self, first: u32) {
-        let place = self
-            .get_mut(first)
-            .map_or(NONE, |entry| std::mem::replace(&mut entry.batch, NONE));
-        let Some(mut batch) = self.batches.try_remove(place as usize) else {
-            return;
-        };
-        for key in batch.drain() {
-            if let Some(entry) = self.entries.get_mut(key as usize) {
-                entry.busy = false;
-            }
-        }
-        if self.idle_batches.len() < BATCHES_KEPT {
-            self.idle_batches.push(batch);
-        }
-    }
-}
-
-impl Load {
-    /// Drops a load that nearly always is nothing: cheaper than to look which of all it is.
     #[inline(always)]
-    pub fn discard(self) {
-        #[cold]
-        fn drop_it(load: Load) {
-            drop(load);
-        }
-        match self {
-            Load::None => std::mem::forget(self),
-            load => drop_it(load),
-        }
+    fn extra(&self, at: Place) -> Option<&Extra> {
+        self.extras.get(self.entry(at)?.extra as usize)
     }
 
-    /// Bytes to transfer.
-    #[inline]
-    fn size(&self) -> usize {
-        match self {
-            Load::Buffer(buffer) => buffer.len(),
-            _ => 0,
-        }
+    #[inline(always)]
+    fn extra_mut(&mut self, at: Place) -> Option<&mut Extra> {
+        let extra = self.entry(at)?.extra;
+        self.extras.get_mut(extra as usize)
+    }
+
+    #[inline(always)]
+    fn entry(&self, at: Place) -> Option<&Entry> {
+        self.lanes[at.lane() as usize].get(at.slot() as usize)
+    }
+
+    #[inline(always)]
+    fn entry_mut(&mut self, at: Place) -> Option<&mut Entry> {
+        self.lanes[at.lane() as usize].get_mut(at.slot() as usize)
+    }
+
+    fn busy_count(&self) -> usize {
+        let count = |lane: Lane| self.lanes[lane as usize].iter().filter(|e| e.busy).count();
+        Lane::BOTH.into_iter().map(count).sum()
     }
 }
 
 impl fmt::Debug for Loads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let busy = self.entries.iter().filter(|entry| entry.busy).count();
-        write!(f, "Loads({busy} busy)")
+        write!(f, "Loads({} busy)", self.busy_count())
     }
 }

@@ -4,127 +4,254 @@ use std::num::NonZeroI32;
 use std::os::fd::OwnedFd;
 
 use gaio_backends::{
-    Backend, Buffer, Completion, Errno, Error, ErrorKind, Lane, Load, Payload, SocketKind,
+    Backend, Buffer, Completion, Errno, Error, ErrorKind, Lane, Load, Payload, Place, Sink,
+    SocketKind, SwapBuf,
 };
 
 use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::Phase;
-use crate::request::{Pending, What};
+use crate::request::{Key, OpId, Operation, Pending, What};
 use crate::results::OpResult;
 
-impl<C> Engine<C> {
-    /// Takes one completion.
-    #[inline]
-    pub(crate) fn complete<B: Backend>(&mut self, backend: &mut B, completion: Completion) {
-        let Completion { key, more, result } = completion;
-        let result = result.map(|len| len as usize);
+/// Swap reads and writes are nearly all there is, and nearly always alone in their lane.
+impl<C, B: Backend> Sink<B> for Engine<C> {
+    #[inline(always)]
+    fn received(&mut self, backend: &mut B, at: Place, lease: SwapBuf) {
         self.counts.completions += 1;
-        let Some(pending) = self.requests.get_mut(key) else {
+        let Some(state) = self.conns.get_mut(at.slot()) else {
             return;
         };
-        let (slot, what) = (pending.slot, pending.what);
-        let Some(state) = self.conns.get_mut(slot) else {
+        let (conn, closing) = (state.conn, state.phase == Phase::Closing);
+        let lane = state.lane_mut(Lane::Read);
+        match lane
+            .first
+            .take_if(|first| first.what == What::ReadSwap && !closing)
+        {
+            Some(first) => {
+                lane.in_flight = 0;
+                let has_more = lane.has_more();
+                let size = lease.len();
+                self.note_swap_read(size);
+                self.tidy_up(backend, at, has_more, first.op, first.has_deadline);
+                self.out.push_with(move || OpResult {
+                    operation: Operation::Read,
+                    op: first.op,
+                    conn,
+                    context: first.context,
+                    buffer: lease.into(),
+                    size,
+                    error: None,
+                    accepted: Conn::NONE,
+                    last: true,
+                });
+            }
+            None => {
+                let last = Completion::last(at, Ok(lease.len() as u32));
+                self.complete(backend, last, Payload::Lease(lease));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn streamed(&mut self, backend: &mut B, at: Place, lease: SwapBuf) {
+        self.counts.completions += 1;
+        let size = lease.len();
+        let leased_bytes = lease.stream_leased_bytes();
+        let state = self.conns.get(at.slot());
+        if let Some(state) = state.filter(|state| state.phase == Phase::Open)
+            && let Some(first) = &state.lane(Lane::Read).first
+            && first.what == What::ReadStream
+            && let Some(clone) = self.clone_context
+        {
+            let (op, conn, context) = (first.op, state.conn, clone(&first.context));
+            self.out.push_with(move || OpResult {
+                operation: Operation::Read,
+                op,
+                conn,
+                context,
+                buffer: lease.into(),
+                size,
+                error: None,
+                accepted: Conn::NONE,
+                last: false,
+            });
+            if leased_bytes > self.stream_window {
+                self.pause(backend, at);
+            }
+        } else {
+            let step = Completion {
+                at,
+                more: true,
+                result: Ok(size as u32),
+            };
+            self.complete(backend, step, Payload::Lease(lease));
+        }
+    }
+
+    #[inline(always)]
+    fn wrote(&mut self, backend: &mut B, at: Place, buffer: Buffer, size: usize) {
+        self.counts.completions += 1;
+        self.finish_write(backend, at, buffer, size);
+    }
+
+    fn completed(&mut self, backend: &mut B, completion: Completion, payload: Payload) {
+        self.counts.completions += 1;
+        self.complete(backend, completion, payload);
+    }
+}
+
+impl<C> Engine<C> {
+    /// Ends a write that is whole.
+    #[inline(always)]
+    pub(super) fn finish_write<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        at: Place,
+        buffer: Buffer,
+        size: usize,
+    ) {
+        let Some(state) = self.conns.get_mut(at.slot()) else {
+            return;
+        };
+        let (conn, closing) = (state.conn, state.phase == Phase::Closing);
+        let lane = state.lane_mut(at.lane());
+        match lane
+            .first
+            .take_if(|first| first.what == What::Write && !closing)
+        {
+            Some(first) => {
+                lane.in_flight = 0;
+                let has_more = lane.has_more();
+                self.tidy_up(backend, at, has_more, first.op, first.has_deadline);
+                self.out.push_with(move || OpResult {
+                    operation: Operation::Write,
+                    op: first.op,
+                    conn,
+                    context: first.context,
+                    buffer,
+                    size,
+                    error: None,
+                    accepted: Conn::NONE,
+                    last: true,
+                });
+            }
+            None => self.keep_write(backend, at, buffer, size),
+        }
+    }
+
+    /// What is to be done for a request that just left the head of its lane, well: nothing, mostly.
+    #[inline(always)]
+    fn tidy_up<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        at: Place,
+        has_more: bool,
+        op: OpId,
+        has_deadline: bool,
+    ) {
+        if has_more || has_deadline || self.by_op.is_used() {
+            self.forget(Key::first(at), op, has_deadline, None);
+            self.promote(backend.loads(), at);
+        } else {
+            self.counts.finished += 1;
+        }
+    }
+
+    /// The same, after its connection was freed.
+    #[cold]
+    fn keep_write(&mut self, backend: &mut dyn Backend, at: Place, buffer: Buffer, size: usize) {
+        // As if the last step had brought all of it, or as much as one step can.
+        let len = u32::try_from(size).unwrap_or(u32::MAX);
+        backend.loads().put_buffer(at, buffer, size - len as usize);
+        self.complete(backend, Completion::last(at, Ok(len)), Payload::None);
+    }
+
+    /// Takes any completion.
+    fn complete(&mut self, backend: &mut dyn Backend, completion: Completion, payload: Payload) {
+        let Completion { at, more, result } = completion;
+        let result = result.map(|size| size as usize);
+        let Some(state) = self.conns.get_mut(at.slot()) else {
             return;
         };
         let closing = state.phase == Phase::Closing;
-        let queue = state.lane_mut(pending.lane);
-        let count = queue.in_flight;
+        let lane = state.lane_mut(at.lane());
+        let count = lane.in_flight;
         if !more {
-            queue.in_flight = 0;
-            pending.in_flight = false;
+            lane.in_flight = 0;
         }
+        let Some(first) = &lane.first else {
+            return;
+        };
+        let what = first.what;
         if closing {
-            let size = result.unwrap_or(0);
-            self.keep(backend, key, count, size);
-            return self.close_out_when_still(backend, slot);
+            self.keep(backend, at, what, count, payload, result.unwrap_or(0));
+            return self.close_out_when_still(backend, at.slot());
         }
         match what {
-            What::ReadSwap => self.received(backend, slot, key, result),
-            What::Write if count == 1 => match result {
-                Ok(size) if backend.loads().advance(key, size) => self.written(backend, key),
-                Ok(_) => self.go_on(backend, key),
-                Err(errno) => self.fail(backend, key, errno),
+            What::ReadSwap => match result {
+                Err(errno) if errno.is_out_of_buffers() => self.starve(backend, at),
+                Err(errno) => self.fail(backend, at, errno),
+                Ok(0) => self.ended(backend, at),
+                Ok(size) => {
+                    self.note_swap_read(size);
+                    self.conclude(backend, at, None, leased(payload), size);
+                }
             },
-            What::Write => self.wrote_batch(backend, slot, key, count, result),
-            What::ReadStream => self.stream_step(backend, slot, key, more, result),
-            What::Read | What::ReadFull if result == Ok(0) => self.ended(backend, slot, key),
-            What::ReadFull => self.wrote(backend, key, result),
-            What::Accept | What::AcceptOne => match backend.payload() {
-                Payload::Socket(socket) => self.accepted(backend, slot, key, more, socket),
-                _ => self.accept_failed(backend, slot, key, result),
+            What::Write if count > 1 => self.wrote_many(backend, at, count, result),
+            What::ReadStream => self.stream_step(backend, at, more, payload, result),
+            What::Read | What::ReadFull if result == Ok(0) => self.ended(backend, at),
+            What::ReadFull | What::Write => self.transferred(backend, at, result),
+            What::Accept | What::AcceptOne => match payload {
+                Payload::Socket(socket) => self.accepted(backend, at, more, socket),
+                _ => self.accept_failed(backend, at, result),
             },
-            What::Connect => self.connected(backend, slot, key, result),
-            _ => self.finish_with(backend, key, result),
+            What::Connect => self.connected(backend, at, result),
+            _ => self.finish_with(backend, at, result),
         }
-    }
-
-    #[inline]
-    fn received<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        slot: u32,
-        key: u32,
-        result: Result<usize, Errno>,
-    ) {
-        match result {
-            Ok(0) => self.ended(backend, slot, key),
-            Ok(size) => {
-                self.note_swap_read(size);
-                self.conclude(key, None, || match backend.payload() {
-                    Payload::Lease(lease) => (lease.into(), size),
-                    _ => (Buffer::EMPTY, size),
-                });
-            }
-            Err(errno) if errno.is_out_of_buffers() => self.starve(backend, slot, key),
-            Err(errno) => self.fail(backend, key, errno),
-        }
-    }
-
-    /// All of a write was written.
-    #[inline]
-    fn written<B: Backend>(&mut self, backend: &mut B, key: u32) {
-        self.conclude(key, None, || backend.loads().take_buffer(key));
     }
 
     /// Finishes a request with what the kernel said, or tries again if that was nothing.
-    #[inline]
     pub(super) fn finish_with(
         &mut self,
         backend: &mut dyn Backend,
-        key: u32,
+        at: Place,
         result: Result<usize, Errno>,
     ) {
         match result {
             Ok(size) => {
-                backend.loads().advance(key, size);
-                self.finish(backend, key, None);
+                backend.loads().advance(at, size);
+                self.finish(backend, Key::first(at), None);
             }
-            Err(errno) => self.fail(backend, key, errno),
+            Err(errno) => self.fail(backend, at, errno),
         }
+    }
+
+    /// The first request of a lane.
+    fn first(&self, at: Place) -> Option<&Pending<C>> {
+        self.conns.lane(at)?.first.as_ref()
     }
 
     /// Ends a request for the reason it was cancelled for, else with the system's error. An
     /// interruption that nobody asked for means: again.
     #[cold]
-    pub(super) fn fail(&mut self, backend: &mut dyn Backend, key: u32, errno: Errno) {
-        let Some(pending) = self.requests.get(key) else {
+    pub(super) fn fail(&mut self, backend: &mut dyn Backend, at: Place, errno: Errno) {
+        let Some(first) = self.first(at) else {
             return;
         };
-        let (what, end, slot) = (pending.what, pending.end, pending.slot);
+        let (what, end) = (first.what, first.end);
         let doing = what.doing();
-        match end {
-            Some(kind) if errno.is_interruption() => {
-                self.finish(backend, key, Some(Error::new(doing, kind)));
-            }
-            None if errno.is_interruption() => self.again(key),
+        let error = match end {
+            Some(kind) if errno.is_interruption() => Error::new(doing, kind),
+            None if errno.is_interruption() => return self.mark_dirty(at),
             _ => {
                 if errno.is_lost_peer() || what == What::Connect {
-                    self.note_lost(slot, errno);
+                    self.note_lost(at.slot(), errno);
                 }
-                self.finish(backend, key, Some(Error::os(doing, errno)));
+                Error::os(doing, errno)
             }
-        }
+        };
+        self.finish(backend, Key::first(at), Some(error));
     }
 
     /// The system tells only once why a connection is lost; reads that come later want to know, too.
@@ -134,124 +261,136 @@ impl<C> Engine<C> {
         }
     }
 
-    /// The request stays first in its lane and is started again.
-    pub(super) fn again(&mut self, key: u32) {
-        if let Some(pending) = self.requests.get(key) {
-            let (slot, lane) = (pending.slot, pending.lane);
-            self.mark_dirty(slot, lane);
-        }
-    }
-
     /// A request that made progress but is not done: ends if it is to end, else goes on.
-    fn go_on(&mut self, backend: &mut dyn Backend, key: u32) {
-        let Some(pending) = self.requests.get(key) else {
+    fn go_on(&mut self, backend: &mut dyn Backend, at: Place) {
+        let Some(first) = self.first(at) else {
             return;
         };
-        match pending.end {
+        match first.end {
             Some(kind) => {
-                let error = Error::new(pending.what.doing(), kind);
-                self.finish(backend, key, Some(error));
+                let error = Error::new(first.what.doing(), kind);
+                self.finish(backend, Key::first(at), Some(error));
             }
-            None => self.again(key),
+            None => self.mark_dirty(at),
         }
     }
 
     /// A read finds no more: the end, unless an error has told that the connection is lost.
     #[cold]
-    fn ended(&mut self, backend: &mut dyn Backend, slot: u32, key: u32) {
-        let lost = self.conns.get(slot).and_then(|state| state.lost);
+    fn ended(&mut self, backend: &mut dyn Backend, at: Place) {
+        let lost = self.conns.get(at.slot()).and_then(|state| state.lost);
         if let Some(errno) = lost {
-            return self.fail(backend, key, Errno(errno.get()));
+            return self.fail(backend, at, Errno(errno.get()));
         }
-        let full = |pending: &Pending<C>| pending.what == What::ReadFull;
-        let unfilled = self.requests.get(key).is_some_and(full);
+        let unfilled = self
+            .first(at)
+            .is_some_and(|first| first.what == What::ReadFull);
         let error = unfilled.then(|| Error::new(What::ReadFull.doing(), ErrorKind::UnexpectedEof));
-        self.finish(backend, key, error);
+        self.finish(backend, Key::first(at), error);
     }
 
-    /// A transfer that goes on until all is done.
-    fn wrote(&mut self, backend: &mut dyn Backend, key: u32, result: Result<usize, Errno>) {
+    /// A step of a transfer that goes on until all is done.
+    fn transferred(&mut self, backend: &mut dyn Backend, at: Place, result: Result<usize, Errno>) {
         match result {
-            Ok(size) if backend.loads().advance(key, size) => self.finish(backend, key, None),
-            Ok(_) => self.go_on(backend, key),
-            Err(errno) => self.fail(backend, key, errno),
+            Ok(size) if backend.loads().advance(at, size) => {
+                self.finish(backend, Key::first(at), None);
+            }
+            Ok(_) => self.go_on(backend, at),
+            Err(errno) => self.fail(backend, at, errno),
         }
     }
 
-    /// Ends those requests of a batch that are whole, or are to end.
-    fn wrote_batch(
+    /// A vectored write of `count` requests has ended: so do those that are whole, and those that are
+    /// to end.
+    fn wrote_many(
         &mut self,
         backend: &mut dyn Backend,
-        slot: u32,
-        first: u32,
+        at: Place,
         count: u16,
         result: Result<usize, Errno>,
     ) {
-        let left = self.spread(backend, first, count, result.unwrap_or(0));
-        debug_assert_eq!(left, 0, "more bytes written than handed in");
-        let mut key = first;
-        for place in 0..count {
-            let Some(pending) = self.requests.get(key) else {
+        self.spread(backend, at, result.unwrap_or(0));
+        for _ in 0..count {
+            if !backend.loads().advance(at, 0) {
                 break;
-            };
-            let next = pending.next;
-            let whole = backend.loads().left(key) == 0;
-            match (whole, pending.end, result) {
-                (true, ..) => self.finish(backend, key, None),
-                // The system's error is the first unfinished write's; the others meet it, or not,
-                // when their turn comes.
-                (false, _, Err(errno)) if place == 0 => self.fail(backend, key, errno),
-                (false, Some(kind), _) => {
-                    let error = Error::new(pending.what.doing(), kind);
-                    self.finish(backend, key, Some(error));
-                }
-                _ => {}
             }
-            key = next;
+            self.finish(backend, Key::first(at), None);
         }
-        self.mark_dirty(slot, Lane::Write);
+        if let Err(errno) = result {
+            // The system's error is the first unfinished write's; the others meet it, or not, when
+            // their turn comes.
+            self.fail(backend, at, errno);
+        }
+        self.end_marked(backend, at);
+        self.mark_dirty(at);
     }
 
-    /// Spreads `size` written bytes over the requests of a batch; returns what is left.
-    fn spread(
-        &mut self,
-        backend: &mut dyn Backend,
-        first: u32,
-        count: u16,
-        mut size: usize,
-    ) -> usize {
-        let mut key = first;
-        for _ in 0..count {
-            let Some(pending) = self.requests.get_mut(key) else {
-                break;
-            };
-            pending.in_flight = false;
-            let part = size.min(backend.loads().left(key));
-            backend.loads().advance(key, part);
-            size -= part;
-            key = pending.next;
+    /// Gives the buffers of a vectored write back to their requests, and spreads what was written
+    /// over them.
+    fn spread(&mut self, backend: &mut dyn Backend, at: Place, size: usize) {
+        let mut buffers = std::mem::take(&mut self.gathered);
+        let mut left = size + backend.loads().take_many(at, &mut buffers);
+        let mut rest = buffers.drain(..).map(|buffer| {
+            let done = left.min(buffer.len());
+            left -= done;
+            (buffer, done)
+        });
+        if let Some((buffer, done)) = rest.next() {
+            backend.loads().put_buffer(at, buffer, done);
         }
-        size
+        self.conns.walk(at, |_, queued| {
+            let was_in_flight = std::mem::take(&mut queued.in_flight);
+            if was_in_flight && let Some((buffer, done)) = rest.next() {
+                queued.load = Load::Buffer(buffer);
+                queued.done = done;
+            }
+            was_in_flight
+        });
+        drop(rest);
+        debug_assert_eq!(left, 0, "more bytes written than handed in");
+        self.gathered = buffers;
+    }
+
+    /// Ends the requests of a lane that were to end as soon as nothing runs.
+    fn end_marked(&mut self, backend: &mut dyn Backend, at: Place) {
+        while let Some(first) = self.first(at)
+            && let Some(kind) = first.end
+        {
+            let error = Error::new(first.what.doing(), kind);
+            self.finish(backend, Key::first(at), Some(error));
+        }
+        let mut marked = Vec::new();
+        self.conns.walk(at, |key, queued| {
+            let end = queued.pending.end;
+            marked.extend(end.map(|kind| (key, Error::new(queued.pending.what.doing(), kind))));
+            true
+        });
+        for (key, error) in marked {
+            self.finish(backend, key, Some(error));
+        }
     }
 
     /// Keeps what a completion of a freed connection brings for the results, which are all
     /// emitted when nothing runs any more.
     #[cold]
-    fn keep(&mut self, backend: &mut dyn Backend, key: u32, count: u16, size: usize) {
-        let payload = backend.payload();
-        let what = self.requests.get(key).map(|pending| pending.what);
+    fn keep(
+        &mut self,
+        backend: &mut dyn Backend,
+        at: Place,
+        what: What,
+        count: u16,
+        payload: Payload,
+        size: usize,
+    ) {
         match (what, payload) {
-            (Some(What::ReadSwap), Payload::Lease(lease)) => {
-                backend.loads().put(key, Load::Buffer(lease.into()));
-                backend.loads().advance(key, size);
+            (What::ReadSwap, Payload::Lease(lease)) => {
+                backend.loads().put_buffer(at, lease.into(), size);
             }
-            (Some(What::Write), _) if count > 1 => {
-                self.spread(backend, key, count, size);
-            }
+            (What::Write, _) if count > 1 => self.spread(backend, at, size),
             // Bytes of a stream that nobody wants, or a connection: closed when dropped.
-            (Some(What::ReadStream | What::Accept | What::AcceptOne), _) | (None, _) => {}
-            (Some(_), _) => {
-                backend.loads().advance(key, size);
+            (What::ReadStream | What::Accept | What::AcceptOne, _) => {}
+            _ => {
+                backend.loads().advance(at, size);
             }
         }
     }
@@ -259,44 +398,38 @@ impl<C> Engine<C> {
     pub(super) fn connected(
         &mut self,
         backend: &mut dyn Backend,
-        slot: u32,
-        key: u32,
+        at: Place,
         result: Result<usize, Errno>,
     ) {
-        let ended = self
-            .requests
-            .get(key)
-            .is_some_and(|pending| pending.end.is_some());
+        let slot = at.slot();
+        let ended = self.first(at).is_some_and(|first| first.end.is_some());
         let interrupted = result.is_err_and(Errno::is_interruption);
         if interrupted && !ended {
             return if result.is_err_and(Errno::would_block) {
                 self.wait_for_backlog(backend, slot)
             } else {
-                self.again(key)
+                self.mark_dirty(at)
             };
         }
-        if let Some(state) = self.conns.get_mut(slot) {
-            state.connecting = false;
+        if let Some(state) = self.conns.get_mut(slot)
+            && state.phase == Phase::Connecting
+        {
+            state.phase = Phase::Open;
         }
         let before = self.out.len();
-        self.finish_with(backend, key, result);
-        let error = self.out.get(before).and_then(|result| result.error);
+        self.finish_with(backend, at, result);
+        let error = self.out.as_slice().get(before);
+        let error = error.and_then(|result| result.error);
+        let lanes = Lane::BOTH.map(|lane| Place::new(slot, lane));
         match error {
-            None => Lane::BOTH.map(|lane| self.mark_dirty(slot, lane)),
+            None => lanes.map(|at| self.mark_dirty(at)),
             // What waited for the connection ends as it did; the handle is the program's.
-            Some(error) => Lane::BOTH.map(|lane| self.fail_lane(backend, slot, lane, error)),
+            Some(error) => lanes.map(|at| self.fail_lane(backend, at, error)),
         };
     }
 
-    fn accepted(
-        &mut self,
-        backend: &mut dyn Backend,
-        slot: u32,
-        key: u32,
-        more: bool,
-        socket: OwnedFd,
-    ) {
-        if let Some(state) = self.conns.get_mut(slot) {
+    fn accepted(&mut self, backend: &mut dyn Backend, at: Place, more: bool, socket: OwnedFd) {
+        if let Some(state) = self.conns.get_mut(at.slot()) {
             state.out_of_descriptors = false;
         }
         let adopted = self.adopt(backend, socket, SocketKind::Stream);
@@ -304,116 +437,118 @@ impl<C> Engine<C> {
             Ok(conn) => (conn, None),
             Err((errno, _)) => (Conn::NONE, Some(errno)),
         };
-        let Some(pending) = self.requests.get(key) else {
+        let Some(first) = self.first(at) else {
             return;
         };
-        let error = error.map(|errno| Error::os(pending.what.doing(), errno));
-        if pending.what == What::AcceptOne {
-            self.finish(backend, key, error);
-            if let Some(result) = self.out.last_mut() {
+        let error = error.map(|errno| Error::os(first.what.doing(), errno));
+        if first.what == What::AcceptOne {
+            self.finish(backend, Key::first(at), error);
+            if let Some(result) = self.out.as_mut_slice().last_mut() {
                 result.accepted = accepted;
             }
             return;
         }
-        self.emit_step(key, error, accepted, Payload::None, 0);
+        self.emit_step(at, error, accepted, Payload::None, 0);
         if !more {
-            self.go_on(backend, key);
+            self.go_on(backend, at);
         }
     }
 
     fn accept_failed(
         &mut self,
         backend: &mut dyn Backend,
-        slot: u32,
-        key: u32,
+        at: Place,
         result: Result<usize, Errno>,
     ) {
-        let Some(pending) = self.requests.get(key) else {
+        let Some(first) = self.first(at) else {
             return;
         };
         let Err(errno) = result else {
-            return self.go_on(backend, key);
+            return self.go_on(backend, at);
         };
         if errno.is_lost_connection() {
-            return self.go_on(backend, key);
+            return self.go_on(backend, at);
         }
-        if pending.what == What::AcceptOne || pending.end.is_some() || !errno.is_shortage() {
-            return self.fail(backend, key, errno);
+        if first.what == What::AcceptOne || first.end.is_some() || !errno.is_shortage() {
+            return self.fail(backend, at, errno);
         }
-        let error = Error::os(pending.what.doing(), errno);
+        let error = Error::os(first.what.doing(), errno);
         let told = self
             .conns
-            .get_mut(slot)
+            .get_mut(at.slot())
             .is_some_and(|state| std::mem::replace(&mut state.out_of_descriptors, true));
         if !told {
-            self.emit_step(key, Some(error), Conn::NONE, Payload::None, 0);
+            self.emit_step(at, Some(error), Conn::NONE, Payload::None, 0);
         }
-        self.wait_for_descriptor(backend, slot);
+        self.wait_for_descriptor(backend, at.slot());
     }
 
     fn stream_step(
         &mut self,
         backend: &mut dyn Backend,
-        slot: u32,
-        key: u32,
+        at: Place,
         more: bool,
+        payload: Payload,
         result: Result<usize, Errno>,
     ) {
         match result {
-            Ok(0) => self.ended(backend, slot, key),
+            Ok(0) => self.ended(backend, at),
             Ok(size) => {
-                self.emit_step(key, None, Conn::NONE, backend.payload(), size);
-                if more {
-                    self.pause_if_over_window(backend, slot, key);
-                } else {
-                    self.resume_or_park(backend, slot, key);
+                self.emit_step(at, None, Conn::NONE, payload, size);
+                if !more {
+                    self.resume_or_park(backend, at);
+                } else if self.is_over_window(backend.loads(), at) {
+                    self.pause(backend, at);
                 }
             }
             Err(errno)
-                if errno.is_out_of_buffers() && !self.is_over_window(backend.loads(), key) =>
+                if errno.is_out_of_buffers() && !self.is_over_window(backend.loads(), at) =>
             {
-                self.starve(backend, slot, key);
+                self.starve(backend, at);
             }
             Err(errno) if errno.is_out_of_buffers() || errno.is_interruption() => {
-                self.resume_or_park(backend, slot, key)
+                self.resume_or_park(backend, at)
             }
-            Err(errno) => self.fail(backend, key, errno),
+            Err(errno) => self.fail(backend, at, errno),
         }
     }
 
     /// A result of a stream that goes on.
     fn emit_step(
         &mut self,
-        key: u32,
+        at: Place,
         error: Option<Error>,
         accepted: Conn,
         payload: Payload,
         size: usize,
     ) {
-        let Some(pending) = self.requests.get(key) else {
-            return;
-        };
         let Some(clone) = self.clone_context else {
             return;
         };
-        let (Some(state), Some(context)) = (self.conns.get(pending.slot), &pending.context) else {
+        let Some(state) = self.conns.get(at.slot()) else {
             return;
         };
-        let buffer = match payload {
-            Payload::Lease(lease) => lease.into(),
-            _ => Buffer::EMPTY,
+        let Some(first) = &state.lane(at.lane()).first else {
+            return;
         };
-        let result = OpResult {
-            operation: pending.what.operation(),
-            op: pending.op,
+        self.out.push_with(|| OpResult {
+            operation: first.what.operation(),
+            op: first.op,
             conn: state.conn,
-            context: clone(context),
-            buffer,
+            context: clone(&first.context),
+            buffer: leased(payload),
             size,
             error,
             accepted,
             last: false,
-        };
-        self.out.push(result);
+        });
+    }
+}
+
+/// The bytes that a completion brought.
+fn leased(payload: Payload) -> Buffer {
+    match payload {
+        Payload::Lease(lease) => lease.into(),
+        _ => Buffer::EMPTY,
     }
 }

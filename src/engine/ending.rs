@@ -1,21 +1,21 @@
 //! Ending requests before their time: cancelled, out of time, connection freed, watcher closed.
 
-use gaio_backends::{Backend, Errno, Error, ErrorKind, Lane, Place};
+use gaio_backends::{Backend, Doing, Errno, Error, ErrorKind, Lane, Place};
 
 use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::{Phase, Stage};
-use crate::request::{OpId, What};
+use crate::request::{Key, OpId, Position, What};
 
 impl<C> Engine<C> {
     /// Cancels a request. False if there is none of that number.
     pub(crate) fn cancel(&mut self, backend: &mut dyn Backend, op: OpId) -> bool {
-        let Some(index) = self.requests.find(op) else {
+        let Some(key) = self.by_op.find(op, || self.conns.keys()) else {
             return false;
         };
-        let ends_already = self.requests.get(index).is_some_and(|p| p.end.is_some());
+        let ends_already = self.conns.request(key).is_some_and(|p| p.end.is_some());
         if !ends_already {
-            self.end_early(backend, index, ErrorKind::Cancelled);
+            self.end_early(backend, key, ErrorKind::Cancelled);
         }
         !ends_already
     }
@@ -29,96 +29,83 @@ impl<C> Engine<C> {
         let now = backend.now();
         let mut postponed = Vec::new();
         let mut any = false;
-        while let Some((at, index)) = self.deadlines.pop_due(now) {
-            if self.is_about_to_start(index) {
-                postponed.push((at, index));
+        while let Some((at, key)) = self.deadlines.pop_due(now) {
+            if self.is_about_to_start(key) {
+                postponed.push((at, key));
                 continue;
             }
             any = true;
-            let Some(pending) = self.requests.get_mut(index) else {
+            let Some(pending) = self.conns.request_mut(key) else {
                 continue;
             };
             pending.has_deadline = false;
             if pending.what == What::Timer {
-                self.finish(backend, index, None);
+                self.finish(backend, key, None);
             } else {
-                self.end_early(backend, index, ErrorKind::Deadline);
+                self.end_early(backend, key, ErrorKind::Deadline);
             }
         }
-        for (at, index) in postponed {
-            self.deadlines.insert(index, at);
+        for (at, key) in postponed {
+            self.deadlines.insert(key, at);
         }
         any
     }
 
     /// Whether a request is the next of a lane that the backend had no room for yet.
-    fn is_about_to_start(&self, index: u32) -> bool {
-        let Some(pending) = self.requests.get(index) else {
+    fn is_about_to_start(&self, key: Key) -> bool {
+        let Position::First(at) = key.kind() else {
             return false;
         };
-        let state = self.conns.get(pending.slot);
-        let queue = state.map(|state| state.lane(pending.lane));
-        pending.what != What::Timer
-            && queue.is_some_and(|queue| {
-                queue.head == index && matches!(queue.stage, Stage::Dirty | Stage::Served)
-            })
+        let lane = self.conns.lane(at);
+        lane.is_some_and(|lane| matches!(lane.stage, Stage::Dirty | Stage::Served))
     }
 
-    fn end_early(&mut self, backend: &mut dyn Backend, index: u32, why: ErrorKind) {
-        let Some(pending) = self.requests.get_mut(index) else {
+    fn end_early(&mut self, backend: &mut dyn Backend, key: Key, why: ErrorKind) {
+        let Some(pending) = self.conns.request_mut(key) else {
             return;
         };
         pending.end.get_or_insert(why);
-        let (slot, lane) = (pending.slot, pending.lane);
-        let (what, in_flight) = (pending.what, pending.in_flight);
+        let what = pending.what;
         let error = Error::new(what.doing(), why);
-        if what == What::Timer {
-            return self.finish(backend, index, Some(error));
-        }
-        let Some(state) = self.conns.get(slot) else {
+        let Some(at) = self.conns.place_of(key) else {
+            // A timer.
+            return self.finish(backend, key, Some(error));
+        };
+        let Some(state) = self.conns.get(at.slot()) else {
             return;
         };
         let closing = state.phase == Phase::Closing;
-        // Of several writes in one call, the first stands for all.
-        let key = state.lane(lane).head;
-        match (closing, in_flight) {
+        match (closing, self.conns.is_in_flight(key)) {
             // It ends with its connection.
             (true, _) => {}
-            (false, true) => {
-                backend.cancel(Place { slot, lane, key }, why == ErrorKind::Deadline);
-            }
+            // Of several writes in one call, the first stands for all.
+            (false, true) => backend.cancel(at, why == ErrorKind::Deadline),
             (false, false) if what == What::Connect => {
-                self.connected(backend, slot, index, Err(Errno::CANCELLED));
+                self.connected(backend, at, Err(Errno::CANCELLED));
             }
             // The one before it is ending, too: it follows at once, in order.
-            (false, false) if self.follows_an_ending_one(index) => {}
+            (false, false) if self.follows_an_ending_one(key) => {}
             (false, false) => {
-                self.leave_waiting(slot, lane, index);
-                self.finish(backend, index, Some(error));
+                if let Position::First(at) = key.kind() {
+                    self.leave_waiting(at);
+                }
+                self.finish(backend, key, Some(error));
             }
         }
     }
 
     /// Whether the request before a queued one is about to end: it runs, or waits likewise.
-    fn follows_an_ending_one(&self, index: u32) -> bool {
-        let prev = self.requests.get(index).map(|pending| pending.prev);
-        prev.and_then(|prev| self.requests.get(prev))
-            .is_some_and(|before| before.end.is_some())
+    fn follows_an_ending_one(&self, key: Key) -> bool {
+        let before = self.conns.before(key);
+        before.is_some_and(|before| before.end.is_some())
     }
 
     /// Ends every request of a lane with an error.
-    pub(super) fn fail_lane(
-        &mut self,
-        backend: &mut dyn Backend,
-        slot: u32,
-        lane: Lane,
-        error: Error,
-    ) {
-        while let Some(head) = self.conns.get(slot).map(|state| state.lane(lane).head)
-            && let Some(pending) = self.requests.get(head)
-        {
+    pub(super) fn fail_lane(&mut self, backend: &mut dyn Backend, at: Place, error: Error) {
+        let first = Key::first(at);
+        while let Some(pending) = self.conns.request(first) {
             let doing = pending.what.doing();
-            self.finish(backend, head, Some(error.during(doing)));
+            self.finish(backend, first, Some(error.during(doing)));
         }
     }
 
@@ -133,14 +120,11 @@ impl<C> Engine<C> {
 
     fn free_slot(&mut self, backend: &mut dyn Backend, slot: u32) {
         self.conns.begin_closing(slot);
-        for lane in Lane::BOTH {
-            let Some(queue) = self.conns.lane_mut(slot, lane) else {
-                return;
-            };
-            let (key, runs) = (queue.head, queue.in_flight > 0);
-            self.leave_waiting(slot, lane, key);
+        for at in Lane::BOTH.map(|lane| Place::new(slot, lane)) {
+            let runs = self.conns.lane(at).is_some_and(|lane| lane.in_flight > 0);
+            self.leave_waiting(at);
             if runs {
-                backend.cancel(Place { slot, lane, key }, false);
+                backend.cancel(at, false);
             }
         }
         self.close_out_when_still(backend, slot);
@@ -160,12 +144,8 @@ impl<C> Engine<C> {
         } else {
             ErrorKind::ConnClosed
         };
-        while let Some(index) = self.oldest(slot) {
-            let doing = self.requests.get(index).map(|pending| pending.what.doing());
-            let Some(doing) = doing else {
-                break;
-            };
-            self.finish(backend, index, Some(Error::new(doing, why)));
+        while let Some((key, doing)) = self.oldest(slot) {
+            self.finish(backend, key, Some(Error::new(doing, why)));
         }
         drop(backend.detach(slot));
         self.retire(slot);
@@ -189,18 +169,19 @@ impl<C> Engine<C> {
         Ok(socket)
     }
 
-    /// The request of a connection that was accepted first.
-    fn oldest(&self, slot: u32) -> Option<u32> {
-        let state = self.conns.get(slot)?;
-        let [read, write] = Lane::BOTH.map(|lane| state.lane(lane).head);
-        let accepted = |key| self.requests.get(key).map(|pending| pending.accepted);
-        match (accepted(read), accepted(write)) {
+    /// The request of a connection that was accepted first, and what it does.
+    fn oldest(&self, slot: u32) -> Option<(Key, Doing)> {
+        let firsts = Lane::BOTH.map(|lane| Key::first(Place::new(slot, lane)));
+        let [read, write] = firsts.map(|key| Some((key, self.conns.request(key)?)));
+        let oldest = match (read, write) {
             // The count wraps around, so what matters is which one is ahead of the other.
-            (Some(r), Some(w)) if (w.wrapping_sub(r) as i32) < 0 => Some(write),
-            (Some(_), _) => Some(read),
-            (None, Some(_)) => Some(write),
-            (None, None) => None,
-        }
+            (Some((_, r)), Some((_, w))) if (w.accepted.wrapping_sub(r.accepted) as i32) < 0 => {
+                write
+            }
+            (None, write) => write,
+            (read, _) => read,
+        };
+        oldest.map(|(key, pending)| (key, pending.what.doing()))
     }
 
     fn retire(&mut self, slot: u32) {
@@ -219,21 +200,14 @@ impl<C> Engine<C> {
         for slot in self.conns.open_slots() {
             self.free_slot(backend, slot);
         }
-        for index in self.requests.keys() {
-            let pending = self.requests.get(index);
-            if pending.is_some_and(|pending| pending.what == What::Timer) {
-                let doing = What::Timer.doing();
-                self.finish(
-                    backend,
-                    index,
-                    Some(Error::new(doing, ErrorKind::WatcherClosed)),
-                );
-            }
+        for key in self.conns.timers() {
+            let error = Error::new(What::Timer.doing(), ErrorKind::WatcherClosed);
+            self.finish(backend, key, Some(error));
         }
     }
 
     /// Whether, after `close`, everything has ended and was handed out.
     pub(crate) fn is_over(&self) -> bool {
-        self.closed && self.requests.is_empty() && self.out.is_empty()
+        self.closed && self.pending_count() == 0 && self.out.is_empty()
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gaio_backends::{
-    Backend, Buffer, Doing, Errno, Error, ErrorKind, Lane, Load, Loads, SocketKind,
+    Backend, Buffer, Doing, Errno, Error, ErrorKind, Lane, Load, Loads, Place, SocketKind, Tray,
 };
 
 use self::waiting::Waiting;
@@ -24,7 +24,7 @@ use crate::conn::{Conn, ConnIds};
 use crate::conn_table::{ConnTable, Phase, Stage};
 use crate::deadlines::Deadlines;
 use crate::inbox::Message;
-use crate::request::{NONE, OpId, OpIds, Operation, Order, Removed, Requests, What};
+use crate::request::{Key, OpId, OpIds, OpIndex, Operation, Order, Pending, Position, What};
 use crate::results::OpResult;
 
 /// Everything a watcher knows that is not the kernel's.
@@ -32,16 +32,18 @@ use crate::results::OpResult;
 pub(crate) struct Engine<C> {
     pub(crate) ids: Arc<ConnIds>,
     ops: OpIds,
-    pub(crate) conns: ConnTable,
-    pub(crate) requests: Requests<C>,
-    pub(crate) deadlines: Deadlines,
+    pub(crate) conns: ConnTable<C>,
+    by_op: OpIndex,
+    deadlines: Deadlines,
     /// Lanes whose first request may be started.
-    dirty: Vec<(u32, Lane)>,
-    /// The writes of one batch, while it is put together.
-    gathered: Vec<u32>,
+    dirty: Vec<Place>,
+    /// Nothing may be started out of turn: others wait for room, or for a swap buffer.
+    crowded: bool,
+    /// The buffers of one vectored write, while it is put together or taken apart.
+    gathered: Vec<Buffer>,
     waiting: Waiting,
     /// Results on their way out.
-    pub(crate) out: Vec<OpResult<C>>,
+    pub(crate) out: Tray<OpResult<C>>,
     /// Results taken from `out` so far.
     handed_out: u64,
     /// Handles whose last result was emitted as the numbered one.
@@ -57,6 +59,8 @@ pub(crate) struct Engine<C> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct EngineCounts {
     pub(crate) turns: u64,
+    pub(crate) accepted: u64,
+    pub(crate) finished: u64,
     pub(crate) completions: u64,
     pub(crate) cancelled: u64,
     pub(crate) deadlines: u64,
@@ -69,12 +73,13 @@ impl<C> Engine<C> {
             ids,
             ops: OpIds::new(),
             conns: ConnTable::default(),
-            requests: Requests::new(),
+            by_op: OpIndex::default(),
             deadlines: Deadlines::default(),
             dirty: Vec::new(),
+            crowded: false,
             gathered: Vec::new(),
             waiting: Waiting::new(swap_buffer_size),
-            out: Vec::new(),
+            out: Tray::new(),
             handed_out: 0,
             retired: VecDeque::new(),
             stream_window: stream_window as u64,
@@ -89,103 +94,180 @@ impl<C> Engine<C> {
     pub(crate) fn is_open(&self, conn: Conn) -> bool {
         self.conns
             .get(conn.slot())
-            .is_some_and(|state| state.phase == Phase::Open && state.conn == conn)
+            .is_some_and(|state| state.phase.is_open() && state.conn == conn)
     }
 
     /// Why a request for a connection cannot be accepted, if it cannot.
-    #[inline(always)]
-    pub(crate) fn refusal(&self, conn: Conn, what: What) -> Option<ErrorKind> {
+    fn refusal(&self, conn: Conn, order: &Order<C>) -> Option<ErrorKind> {
         let Some(state) = self.conns.get(conn.slot()).filter(|_| self.is_open(conn)) else {
             return Some(match self.closed {
                 true => ErrorKind::WatcherClosed,
                 false => ErrorKind::ConnClosed,
             });
         };
-        let fits = match what {
-            What::Accept | What::AcceptOne => state.is_listener,
+        let is_listener = state.phase == Phase::Listening;
+        let fits = match order.what {
+            What::Accept | What::AcceptOne => is_listener,
             What::Ready(_) => true,
-            _ => !state.is_listener,
+            _ => !is_listener,
         };
-        if fits {
-            None
-        } else {
-            Some(ErrorKind::WrongKind)
+        match &order.load {
+            _ if !fits => Some(ErrorKind::WrongKind),
+            Load::Buffer(buffer) if buffer.is_empty() => Some(ErrorKind::EmptyBuffer),
+            _ => None,
         }
     }
 
-    /// Accepts a request for which there is no refusal. Its load is to be put under its key.
+    /// Accepts a swap read and starts it, if nothing stands in its way: the most frequent request,
+    /// in the fewest steps. Otherwise gives back what it came with.
     #[inline(always)]
-    pub(crate) fn accept(
+    pub(crate) fn submit_read_swap<B: Backend>(
         &mut self,
+        backend: &mut B,
         conn: Conn,
-        what: What,
         context: C,
-        deadline: Option<Instant>,
-    ) -> (OpId, u32) {
+    ) -> Result<OpId, C> {
+        let at = Place::new(conn.slot(), Lane::Read);
+        let Some(state) = self.conns.get_mut(conn.slot()) else {
+            return Err(context);
+        };
+        let is_plain = state.phase == Phase::Open && state.conn == conn;
+        let lane = state.lane_mut(Lane::Read);
+        let is_idle = lane.first.is_none() && lane.stage == Stage::None;
+        if !is_plain || !is_idle || self.crowded || !backend.start_read_swap(at) {
+            return Err(context);
+        }
+        lane.in_flight = 1;
         let op = self.ops.next();
-        (op, self.accept_as(op, conn, what, context, deadline))
+        self.counts.accepted += 1;
+        let accepted = self.counts.accepted as u32;
+        lane.first = Some(Pending::new(op, accepted, What::ReadSwap, context, None));
+        self.by_op.note(op, Key::first(at));
+        Ok(op)
     }
 
+    /// Whether nothing is special about a write of so many bytes.
     #[inline(always)]
-    fn accept_as(
+    pub(crate) fn is_plain_write(&self, conn: Conn, len: usize) -> bool {
+        self.conns.get(conn.slot()).is_some_and(|state| {
+            let lane = state.lane(Lane::Write);
+            state.phase == Phase::Open
+                && state.conn == conn
+                && lane.first.is_none()
+                && lane.stage == Stage::None
+                && len > 0
+        })
+    }
+
+    /// Accepts such a write. It waits for the turn, so that those that are submitted together go out
+    /// together.
+    #[inline(always)]
+    pub(crate) fn submit_plain_write<B: Backend>(
         &mut self,
-        op: OpId,
+        backend: &mut B,
         conn: Conn,
-        what: What,
         context: C,
-        deadline: Option<Instant>,
-    ) -> u32 {
-        let (slot, lane) = (conn.slot(), what.lane());
-        let key = self.record(op, slot, what, context, deadline);
-        if self.conns.push(&mut self.requests, slot, lane, key) {
-            self.dirty.push((slot, lane));
+        buffer: Buffer,
+        len: usize,
+    ) -> OpId {
+        let at = Place::new(conn.slot(), Lane::Write);
+        let op = self.ops.next();
+        self.counts.accepted += 1;
+        let accepted = self.counts.accepted as u32;
+        backend.loads().put_part(at, buffer, 0, len);
+        if let Some(lane) = self.conns.lane_mut(at) {
+            lane.stage = Stage::Dirty;
+            lane.first = Some(Pending::new(op, accepted, What::Write, context, None));
         }
-        key
+        self.dirty.push(at);
+        self.by_op.note(op, Key::first(at));
+        op
     }
 
-    #[inline(always)]
-    fn record(
+    /// Accepts a request, or says why not and gives back what it came with.
+    pub(crate) fn submit(
+        &mut self,
+        backend: &mut dyn Backend,
+        conn: Conn,
+        order: Order<C>,
+    ) -> Result<OpId, (ErrorKind, Order<C>)> {
+        if let Some(kind) = self.refusal(conn, &order) {
+            return Err((kind, order));
+        }
+        let op = self.ops.next();
+        self.accept(backend, op, conn, order);
+        Ok(op)
+    }
+
+    /// Accepts a request for which there is no refusal. It is started in the next turn.
+    fn accept(&mut self, backend: &mut dyn Backend, op: OpId, conn: Conn, order: Order<C>) {
+        let Order {
+            what,
+            context,
+            load,
+            deadline,
+            clone_context,
+        } = order;
+        if let Some(clone) = clone_context {
+            self.clone_context = Some(clone);
+        }
+        let at = Place::new(conn.slot(), what.lane());
+        let pending = self.pending(op, what, context, deadline);
+        let Some(lane) = self.conns.lane_mut(at) else {
+            return;
+        };
+        if lane.first.is_some() {
+            let key = self.conns.append(at, pending, load);
+            return self.index(op, key, deadline);
+        }
+        lane.first = Some(pending);
+        backend.loads().put(at, load);
+        self.index(op, Key::first(at), deadline);
+        self.mark_dirty(at);
+    }
+
+    fn pending(
         &mut self,
         op: OpId,
-        slot: u32,
         what: What,
         context: C,
         deadline: Option<Instant>,
-    ) -> u32 {
-        let has_deadline = deadline.is_some();
-        let key = self.requests.insert(op, slot, what, has_deadline, context);
+    ) -> Pending<C> {
+        self.counts.accepted += 1;
+        Pending::new(op, self.counts.accepted as u32, what, context, deadline)
+    }
+
+    /// Notes by what a new request is found.
+    fn index(&mut self, op: OpId, key: Key, deadline: Option<Instant>) {
+        self.by_op.note(op, key);
         if let Some(at) = deadline {
             self.deadlines.insert(key, at);
         }
-        key
     }
 
     /// Accepts a timer.
     pub(crate) fn timer(&mut self, context: C, deadline: Option<Instant>) -> OpId {
         let op = self.ops.next();
-        self.record(op, NONE, What::Timer, context, deadline);
+        let pending = self.pending(op, What::Timer, context, deadline);
+        let key = self.conns.add_timer(pending);
+        self.index(op, key, deadline);
         op
     }
 
-    /// How streams copy their context for each result.
-    pub(crate) fn learn_to_clone(&mut self, clone: fn(&C) -> C) {
-        self.clone_context = Some(clone);
-    }
-
-    /// Requests that follow wait until the connect has ended.
-    pub(crate) fn begin_connecting(&mut self, conn: Conn) {
+    /// Accepts a connect of a socket that was just adopted. Requests that follow wait until it has
+    /// ended.
+    pub(crate) fn begin_connecting(
+        &mut self,
+        backend: &mut dyn Backend,
+        op: Option<OpId>,
+        conn: Conn,
+        order: Order<C>,
+    ) {
         if let Some(state) = self.conns.get_mut(conn.slot()) {
-            state.connecting = true;
+            state.phase = Phase::Connecting;
         }
-    }
-
-    /// Accepts a request that came from another thread.
-    fn accept_order(&mut self, loads: &mut Loads, op: OpId, conn: Conn, order: Order<C>) {
-        if let Some(clone) = order.clone_context {
-            self.learn_to_clone(clone);
-        }
-        let key = self.accept_as(op, conn, order.what, order.context, order.deadline);
-        loads.put(key, order.load);
+        let op = op.unwrap_or_else(|| self.ops.next());
+        self.accept(backend, op, conn, order);
     }
 
     /// Takes a socket under a fresh handle.
@@ -221,21 +303,7 @@ impl<C> Engine<C> {
     /// Takes a message from another thread.
     pub(crate) fn receive(&mut self, backend: &mut dyn Backend, message: Message<C>) {
         match message {
-            Message::Submit { op, conn, order } => {
-                let refusal = match (self.refusal(conn, order.what), &order.load) {
-                    (None, Load::Buffer(buffer)) if buffer.is_empty() => {
-                        Some(ErrorKind::EmptyBuffer)
-                    }
-                    (refusal, _) => refusal,
-                };
-                match refusal {
-                    None => self.accept_order(backend.loads(), op, conn, order),
-                    Some(kind) => {
-                        let error = Error::new(order.what.doing(), kind);
-                        self.emit_refused(op, conn, order, error);
-                    }
-                }
-            }
+            Message::Submit { op, conn, order } => self.receive_order(backend, op, conn, order),
             Message::Connect {
                 op,
                 conn,
@@ -255,7 +323,7 @@ impl<C> Engine<C> {
                     drop(self.adopt_as(backend, conn, socket, kind));
                 }
             }
-            Message::Post { op, context } => self.out.push(OpResult {
+            Message::Post { op, context } => self.out.push_with(|| OpResult {
                 operation: Operation::Post,
                 op,
                 conn: Conn::NONE,
@@ -272,6 +340,17 @@ impl<C> Engine<C> {
             Message::Free(conn) => {
                 self.free(backend, conn);
             }
+        }
+    }
+
+    /// Accepts a request from another thread; a refusal is its result.
+    fn receive_order(&mut self, backend: &mut dyn Backend, op: OpId, conn: Conn, order: Order<C>) {
+        match self.refusal(conn, &order) {
+            Some(kind) => {
+                let error = Error::new(order.what.doing(), kind);
+                self.emit_refused(op, conn, order, error);
+            }
+            None => self.accept(backend, op, conn, order),
         }
     }
 
@@ -297,20 +376,19 @@ impl<C> Engine<C> {
         if let Err(errno) = adopted {
             return Err((Error::os(Doing::Connect, errno), order));
         }
-        self.accept_order(backend.loads(), op, conn, order);
-        self.begin_connecting(conn);
+        self.begin_connecting(backend, Some(op), conn, order);
         Ok(())
     }
 
     /// The lane's first request may be startable.
     #[inline]
-    fn mark_dirty(&mut self, slot: u32, lane: Lane) {
-        if let Some(queue) = self.conns.lane_mut(slot, lane)
-            && queue.stage == Stage::None
-            && queue.in_flight == 0
+    fn mark_dirty(&mut self, at: Place) {
+        if let Some(lane) = self.conns.lane_mut(at)
+            && lane.stage == Stage::None
+            && lane.in_flight == 0
         {
-            queue.stage = Stage::Dirty;
-            self.dirty.push((slot, lane));
+            lane.stage = Stage::Dirty;
+            self.dirty.push(at);
         }
     }
 
@@ -327,7 +405,7 @@ impl<C> Engine<C> {
 
     /// The one result of a request from another thread that is refused.
     fn emit_refused(&mut self, op: OpId, conn: Conn, order: Order<C>, error: Error) {
-        self.out.push(OpResult {
+        self.out.push_with(|| OpResult {
             operation: order.what.operation(),
             op,
             conn,
@@ -341,41 +419,107 @@ impl<C> Engine<C> {
     }
 
     /// Takes a request out of every table and emits its last result.
-    fn finish(&mut self, backend: &mut dyn Backend, key: u32, error: Option<Error>) {
-        let (mut buffer, done) = backend.loads().take_buffer(key);
-        let what = self.requests.get(key).map(|pending| pending.what);
-        if let Some(What::Read | What::ReadFull) = what {
-            // Until now it showed all of its room.
-            buffer.set_filled(done);
+    fn finish(&mut self, backend: &mut dyn Backend, key: Key, error: Option<Error>) {
+        match key.kind() {
+            Position::First(at) => {
+                let (mut buffer, done) = backend.loads().take_buffer(at);
+                backend.loads().clear(at);
+                let what = self.conns.request(key).map(|pending| pending.what);
+                if let Some(What::Read | What::ReadFull) = what {
+                    // Until now it showed all of its room.
+                    buffer.set_filled(done);
+                }
+                self.conclude(backend, at, error, buffer, done);
+            }
+            Position::Queued(_) => self.finish_queued(key, error),
         }
-        self.conclude(key, error, || (buffer, done));
     }
 
-    /// The same, for a request whose bytes are to be had elsewhere.
-    #[inline(always)]
-    fn conclude(
-        &mut self,
-        key: u32,
-        error: Option<Error>,
-        bytes: impl FnOnce() -> (Buffer, usize),
-    ) {
-        let Some(gone) = self.requests.remove(key) else {
+    /// The same, for one that never was the first.
+    fn finish_queued(&mut self, key: Key, error: Option<Error>) {
+        let Some(queued) = self.conns.take_queued(key) else {
             return;
         };
-        if gone.has_deadline {
+        let (mut buffer, done) = (queued.load.into_buffer(), queued.done);
+        if let What::Read | What::ReadFull = queued.pending.what {
+            buffer.set_filled(done);
+        }
+        let conn = queued.lane.and_then(|at| self.conns.get(at.slot()));
+        let conn = conn.map_or(Conn::NONE, |state| state.conn);
+        self.forget(key, queued.pending.op, queued.pending.has_deadline, error);
+        self.emit_last(conn, queued.pending, error, buffer, done);
+    }
+
+    /// The same, for the first of a lane, whose bytes are at hand. The one behind it may start.
+    fn conclude(
+        &mut self,
+        backend: &mut dyn Backend,
+        at: Place,
+        error: Option<Error>,
+        buffer: Buffer,
+        size: usize,
+    ) {
+        let Some(state) = self.conns.get_mut(at.slot()) else {
+            return;
+        };
+        let conn = state.conn;
+        let lane = state.lane_mut(at.lane());
+        let Some(pending) = lane.first.take() else {
+            return;
+        };
+        let has_more = lane.has_more();
+        self.forget(Key::first(at), pending.op, pending.has_deadline, error);
+        if has_more {
+            self.promote(backend.loads(), at);
+        }
+        self.emit_last(conn, pending, error, buffer, size);
+    }
+
+    /// The second request of a lane becomes the first.
+    #[cold]
+    fn promote(&mut self, loads: &mut Loads, at: Place) {
+        let Some((key, next)) = self.conns.take_next(at) else {
+            return;
+        };
+        let first = Key::first(at);
+        self.by_op.note(next.pending.op, first);
+        if next.pending.has_deadline {
+            self.deadlines.rename(key, first);
+        }
+        loads.put(at, next.load);
+        loads.advance(at, next.done);
+        if let Some(lane) = self.conns.lane_mut(at) {
+            lane.first = Some(next.pending);
+        }
+        self.mark_dirty(at);
+    }
+
+    /// A request ends: takes it out of the indexes, and counts why.
+    fn forget(&mut self, key: Key, op: OpId, has_deadline: bool, error: Option<Error>) {
+        self.counts.finished += 1;
+        self.by_op.forget(op);
+        if has_deadline {
             self.deadlines.remove(key);
         }
-        let conn = self.leave_lane(&gone);
         if let Some(error) = error {
             self.counts.cancelled += u64::from(error.kind() == ErrorKind::Cancelled);
             self.counts.deadlines += u64::from(error.kind() == ErrorKind::Deadline);
         }
-        let (buffer, size) = bytes();
-        self.out.push(OpResult {
-            operation: gone.what.operation(),
-            op: gone.op,
+    }
+
+    fn emit_last(
+        &mut self,
+        conn: Conn,
+        pending: Pending<C>,
+        error: Option<Error>,
+        buffer: Buffer,
+        size: usize,
+    ) {
+        self.out.push_with(|| OpResult {
+            operation: pending.what.operation(),
+            op: pending.op,
             conn,
-            context: gone.context,
+            context: pending.context,
             buffer,
             size,
             error,
@@ -384,19 +528,9 @@ impl<C> Engine<C> {
         });
     }
 
-    /// Unlinks a request; returns its connection's handle. If it was the first of its lane, the
-    /// next one may start.
-    #[inline(always)]
-    fn leave_lane(&mut self, gone: &Removed<C>) -> Conn {
-        // A timer is in no slot.
-        let Some(state) = self.conns.unlink(&mut self.requests, gone) else {
-            return Conn::NONE;
-        };
-        let conn = state.conn;
-        if state.lane(gone.lane).head != NONE {
-            self.mark_dirty(gone.slot, gone.lane);
-        }
-        conn
+    /// How many requests have had no last result.
+    pub(crate) fn pending_count(&self) -> usize {
+        (self.counts.accepted - self.counts.finished) as usize
     }
 
     /// Results in `out` were handed out; a new turn begins. Handles whose last result the program

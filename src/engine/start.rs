@@ -5,7 +5,7 @@ use gaio_backends::{Backend, Error, Lane, Place, Request, WRITES_MAX};
 
 use super::Engine;
 use crate::conn_table::{Phase, Stage};
-use crate::request::{NONE, What};
+use crate::request::{Key, What};
 
 /// The list of lanes is kept at up to this length; longer ones are rare.
 const DIRTY_KEPT: usize = 4096;
@@ -15,57 +15,84 @@ impl<C> Engine<C> {
     #[inline]
     pub(crate) fn start_dirty<B: Backend>(&mut self, backend: &mut B) {
         if self.dirty.is_empty() {
+            self.crowded = self.has_starved();
             return;
         }
         let room = backend.room();
         let mut started = 0;
         while started < room
-            && let Some(&(slot, lane)) = self.dirty.get(started)
+            && let Some(&at) = self.dirty.get(started)
         {
-            self.start_lane(backend, slot, lane);
+            self.start_lane(backend, at);
             started += 1;
         }
-        self.dirty.drain(..started);
-        if self.dirty.is_empty() && self.dirty.capacity() > DIRTY_KEPT {
-            self.dirty = Vec::new();
+        if started == self.dirty.len() {
+            self.dirty.clear();
+            if self.dirty.capacity() > DIRTY_KEPT {
+                self.dirty = Vec::new();
+            }
+        } else {
+            self.dirty.drain(..started);
         }
+        self.crowded = !self.dirty.is_empty() || self.has_starved();
     }
 
     #[inline(always)]
-    fn start_lane<B: Backend>(&mut self, backend: &mut B, slot: u32, lane: Lane) {
-        let Some(state) = self.conns.get_mut(slot) else {
+    fn start_lane<B: Backend>(&mut self, backend: &mut B, at: Place) {
+        if at.lane() == Lane::Write
+            && let Some(state) = self.conns.get_mut(at.slot())
+        {
+            let phase = state.phase;
+            let lane = state.lane_mut(Lane::Write);
+            if let Some(first) = &lane.first
+                && (first.what, first.end) == (What::Write, None)
+                && (lane.stage, phase) == (Stage::Dirty, Phase::Open)
+                && lane.in_flight == 0
+                && !lane.has_more()
+            {
+                // By itself, and so the most frequent of all, in a form that can be inlined.
+                lane.stage = Stage::None;
+                lane.in_flight = 1;
+                let at = Place::new(at.slot(), Lane::Write);
+                if let Some((buffer, size)) = backend.start_write(at) {
+                    self.counts.completions += 1;
+                    self.finish_write(backend, at, buffer, size);
+                }
+                return;
+            }
+        }
+        self.start_any(backend, at);
+    }
+
+    fn start_any(&mut self, backend: &mut dyn Backend, at: Place) {
+        let Some(state) = self.conns.get_mut(at.slot()) else {
             return;
         };
-        let (phase, connecting) = (state.phase, state.connecting);
-        let queue = state.lane_mut(lane);
-        let served = queue.stage == Stage::Served;
-        if matches!(queue.stage, Stage::Starved | Stage::Paused) {
+        let phase = state.phase;
+        let lane = state.lane_mut(at.lane());
+        if matches!(lane.stage, Stage::Starved | Stage::Paused) {
             return;
         }
-        queue.stage = Stage::None;
-        let key = queue.head;
-        if phase != Phase::Open || queue.in_flight > 0 {
+        let served = std::mem::replace(&mut lane.stage, Stage::None) == Stage::Served;
+        if !phase.is_open() || lane.in_flight > 0 {
             return;
         }
-        let Some(first) = self.requests.get_mut(key) else {
+        let Some(first) = &lane.first else {
             return;
         };
-        let what = first.what;
-        if connecting && what != What::Connect {
+        let (what, end, has_more) = (first.what, first.end, lane.has_more());
+        if phase == Phase::Connecting && what != What::Connect {
             return;
         }
-        if let Some(why) = first.end {
+        if let Some(why) = end {
             let error = Error::new(what.doing(), why);
-            return self.finish(backend, key, Some(error));
+            return self.finish(backend, Key::first(at), Some(error));
         }
         let request = match what {
-            What::ReadSwap | What::ReadStream if self.must_queue_for_buffer(slot, served) => return,
-            What::ReadSwap => {
-                // By itself, and so the most frequent of all, in a form that can be inlined.
-                self.launch(slot, lane, key);
-                return backend.start(Place { slot, lane, key }, Request::ReadSwap);
-            }
-            What::Write => return self.start_writes(backend, slot, key),
+            What::ReadSwap | What::ReadStream if self.must_queue_for_buffer(at, served) => return,
+            What::ReadSwap => Request::ReadSwap,
+            What::Write if has_more => return self.start_writes(backend, at),
+            What::Write => Request::Write,
             What::ReadStream => Request::ReadStream,
             What::Read | What::ReadFull => Request::Read,
             What::Accept => Request::AcceptStream,
@@ -73,55 +100,47 @@ impl<C> Engine<C> {
             What::Connect => Request::Connect,
             What::Ready(interest) => Request::Ready(interest),
             What::Shutdown(how) => {
-                let result = backend.shutdown(slot, how);
-                return self.finish_with(backend, key, result.map(|()| 0));
+                let result = backend.shutdown(at.slot(), how);
+                return self.finish_with(backend, at, result.map(|()| 0));
             }
             // Timers are in no lane.
             What::Timer => return,
         };
-        self.launch(slot, lane, key);
-        backend.start(Place { slot, lane, key }, request);
+        self.launch(at);
+        backend.start(at, request);
     }
 
-    /// One write as it is; several neighbours together.
-    #[inline(always)]
-    fn start_writes<B: Backend>(&mut self, backend: &mut B, slot: u32, key: u32) {
-        let next = self.requests.get(key).map_or(NONE, |first| first.next);
-        let next = self.requests.get(next);
-        if next.is_some_and(|next| next.what == What::Write) {
-            return self.start_batch(backend, slot, key);
+    /// A write with something behind it: what are writes, too, goes together with it.
+    fn start_writes(&mut self, backend: &mut dyn Backend, at: Place) {
+        let (first, done) = backend.loads().take_buffer(at);
+        let gathered = &mut self.gathered;
+        gathered.clear();
+        gathered.push(first);
+        self.conns.walk(at, |_, queued| {
+            queued.in_flight = queued.pending.what == What::Write && gathered.len() < WRITES_MAX;
+            if queued.in_flight {
+                gathered.push(std::mem::take(&mut queued.load).into_buffer());
+            }
+            queued.in_flight
+        });
+        let count = gathered.len();
+        if let Some(lane) = self.conns.lane_mut(at) {
+            lane.in_flight = count as u16;
         }
-        let lane = Lane::Write;
-        self.launch(slot, lane, key);
-        backend.start(Place { slot, lane, key }, Request::Write);
-    }
-
-    #[cold]
-    fn start_batch(&mut self, backend: &mut dyn Backend, slot: u32, first: u32) {
-        self.gathered.clear();
-        let mut key = first;
-        while self.gathered.len() < WRITES_MAX
-            && let Some(pending) = self.requests.get_mut(key)
-            && pending.what == What::Write
-        {
-            pending.in_flight = true;
-            self.gathered.push(key);
-            key = pending.next;
+        if count == 1 {
+            let first = self.gathered.pop().unwrap_or_default();
+            backend.loads().put_buffer(at, first, done);
+            return backend.start(at, Request::Write);
         }
-        if let Some(queue) = self.conns.lane_mut(slot, Lane::Write) {
-            queue.in_flight = self.gathered.len() as u16;
-        }
-        backend.start_writes(slot, &self.gathered);
+        backend.loads().put_many(at, &mut self.gathered, done);
+        backend.start(at, Request::WriteMany);
     }
 
     /// Notes that the backend works on the first request of a lane.
-    #[inline]
-    fn launch(&mut self, slot: u32, lane: Lane, key: u32) {
-        if let Some(pending) = self.requests.get_mut(key) {
-            pending.in_flight = true;
-        }
-        if let Some(queue) = self.conns.lane_mut(slot, lane) {
-            queue.in_flight = 1;
+    #[inline(always)]
+    pub(super) fn launch(&mut self, at: Place) {
+        if let Some(lane) = self.conns.lane_mut(at) {
+            lane.in_flight = 1;
         }
     }
 }

@@ -8,6 +8,7 @@ use gaio_backends::{Backend, Credit, Error, Lane, Loads, Place, Pool};
 
 use super::Engine;
 use crate::conn_table::Stage;
+use crate::request::Key;
 
 /// Descriptors can be freed anywhere in the process, unseen: try so often.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -25,7 +26,7 @@ pub(super) struct Waiting {
     paused: Vec<u32>,
     /// Lanes that try again after a time: listeners that ran out of descriptors, connects to a
     /// full queue.
-    retries: Vec<(u32, Lane)>,
+    retries: Vec<Place>,
     retry_at: Option<Instant>,
 }
 
@@ -69,39 +70,43 @@ impl<C> Engine<C> {
     }
 
     /// A swap read may not overtake those that wait for a buffer. True if it now waits.
-    pub(super) fn must_queue_for_buffer(&mut self, slot: u32, served: bool) -> bool {
+    pub(super) fn must_queue_for_buffer(&mut self, at: Place, served: bool) -> bool {
         let must = self.has_starved() && !served;
         if must {
-            self.queue_for_buffer(slot);
+            self.queue_for_buffer(at);
         }
         must
     }
 
     /// A swap read found the pool dry: it waits until leases come back.
-    pub(super) fn starve(&mut self, backend: &mut dyn Backend, slot: u32, index: u32) {
-        let Some(pending) = self.requests.get_mut(index) else {
+    pub(super) fn starve(&mut self, backend: &mut dyn Backend, at: Place) {
+        let Some(lane) = self.conns.lane_mut(at) else {
             return;
         };
-        pending.pausing = false;
-        match pending.end {
+        lane.pausing = false;
+        let Some(first) = &lane.first else {
+            return;
+        };
+        match first.end {
             Some(why) => {
-                let error = Error::new(pending.what.doing(), why);
-                self.finish(backend, index, Some(error));
+                let error = Error::new(first.what.doing(), why);
+                self.finish(backend, Key::first(at), Some(error));
             }
             None => {
                 self.counts.swap_starved += 1;
-                self.queue_for_buffer(slot);
+                self.queue_for_buffer(at);
             }
         }
     }
 
-    fn queue_for_buffer(&mut self, slot: u32) {
-        if let Some(queue) = self.conns.lane_mut(slot, Lane::Read)
-            && queue.stage == Stage::None
+    fn queue_for_buffer(&mut self, at: Place) {
+        if let Some(lane) = self.conns.lane_mut(at)
+            && lane.stage == Stage::None
         {
-            queue.stage = Stage::Starved;
+            lane.stage = Stage::Starved;
             self.waiting.starved_count += 1;
-            self.waiting.starved.push_back(slot);
+            self.waiting.starved.push_back(at.slot());
+            self.crowded = true;
         }
         self.forget_stale_starved();
     }
@@ -120,12 +125,11 @@ impl<C> Engine<C> {
     }
 
     /// The first request of a lane no longer waits for buffers or leases, because it ends.
-    pub(super) fn leave_waiting(&mut self, slot: u32, lane: Lane, index: u32) {
-        if let Some(queue) = self.conns.lane_mut(slot, lane)
-            && queue.head == index
-            && matches!(queue.stage, Stage::Starved | Stage::Paused)
+    pub(super) fn leave_waiting(&mut self, at: Place) {
+        if let Some(lane) = self.conns.lane_mut(at)
+            && matches!(lane.stage, Stage::Starved | Stage::Paused)
         {
-            let starved = std::mem::replace(&mut queue.stage, Stage::None) == Stage::Starved;
+            let starved = std::mem::replace(&mut lane.stage, Stage::None) == Stage::Starved;
             self.waiting.starved_count -= usize::from(starved);
         }
     }
@@ -141,20 +145,21 @@ impl<C> Engine<C> {
         while count > 0
             && let Some(slot) = self.waiting.starved.pop_front()
         {
-            let Some(queue) = self.conns.lane_mut(slot, Lane::Read) else {
+            let at = Place::new(slot, Lane::Read);
+            let Some(lane) = self.conns.lane_mut(at) else {
                 continue;
             };
-            if queue.stage == Stage::Starved {
-                queue.stage = Stage::Served;
+            if lane.stage == Stage::Starved {
+                lane.stage = Stage::Served;
                 self.waiting.starved_count -= 1;
-                self.dirty.push((slot, Lane::Read));
+                self.dirty.push(at);
                 count -= 1;
             }
         }
     }
 
     /// Learns how much swap reads take; only of interest while some wait.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_swap_read(&mut self, size: usize) {
         if self.has_starved() {
             let typical = &mut self.waiting.typical_read;
@@ -163,59 +168,52 @@ impl<C> Engine<C> {
     }
 
     /// Whether a stream has more leases out than its window allows.
-    pub(super) fn is_over_window(&self, loads: &Loads, index: u32) -> bool {
-        let leased = loads.credit(index).map_or(0, Credit::leased_bytes);
+    pub(super) fn is_over_window(&self, loads: &Loads, at: Place) -> bool {
+        let leased = loads.credit(at).map_or(0, Credit::leased_bytes);
         leased > self.stream_window
     }
 
     /// A stream over its window stops taking in more.
-    pub(super) fn pause_if_over_window(
-        &mut self,
-        backend: &mut dyn Backend,
-        slot: u32,
-        index: u32,
-    ) {
-        let over = self.is_over_window(backend.loads(), index);
-        if let Some(pending) = self.requests.get_mut(index)
-            && over
-            && !pending.pausing
-            && pending.end.is_none()
+    #[cold]
+    pub(super) fn pause(&mut self, backend: &mut dyn Backend, at: Place) {
+        if let Some(lane) = self.conns.lane_mut(at)
+            && !lane.pausing
+            && lane.first.as_ref().is_some_and(|first| first.end.is_none())
         {
-            pending.pausing = true;
-            let place = Place {
-                slot,
-                lane: Lane::Read,
-                key: index,
-            };
-            backend.cancel(place, false);
+            lane.pausing = true;
+            backend.cancel(at, false);
         }
     }
 
     /// A stream's operation has ended, but not the stream: it goes on, or waits for leases.
-    pub(super) fn resume_or_park(&mut self, backend: &mut dyn Backend, slot: u32, index: u32) {
+    pub(super) fn resume_or_park(&mut self, backend: &mut dyn Backend, at: Place) {
         let window = self.stream_window;
-        let Some(pending) = self.requests.get_mut(index) else {
+        let Some(lane) = self.conns.lane_mut(at) else {
             return;
         };
-        if let Some(why) = pending.end {
-            let error = Error::new(pending.what.doing(), why);
-            return self.finish(backend, index, Some(error));
+        let was_pausing = std::mem::take(&mut lane.pausing);
+        let Some(first) = &lane.first else {
+            return;
+        };
+        if let Some(why) = first.end {
+            let error = Error::new(first.what.doing(), why);
+            return self.finish(backend, Key::first(at), Some(error));
         }
-        let Some(credit) = backend.loads().credit(index) else {
+        let Some(credit) = backend.loads().credit(at) else {
             return;
         };
-        let over = std::mem::take(&mut pending.pausing) || credit.leased_bytes() > window;
+        let over = was_pausing || credit.leased_bytes() > window;
         if over && credit.pause_above(window / 2) {
-            self.park(slot);
+            self.park(at);
         } else {
-            self.again(index);
+            self.mark_dirty(at);
         }
     }
 
-    fn park(&mut self, slot: u32) {
-        if let Some(queue) = self.conns.lane_mut(slot, Lane::Read) {
-            queue.stage = Stage::Paused;
-            self.waiting.paused.push(slot);
+    fn park(&mut self, at: Place) {
+        if let Some(lane) = self.conns.lane_mut(at) {
+            lane.stage = Stage::Paused;
+            self.waiting.paused.push(at.slot());
         }
     }
 
@@ -225,17 +223,18 @@ impl<C> Engine<C> {
         }
         let mut paused = std::mem::take(&mut self.waiting.paused);
         paused.retain(|&slot| {
-            let Some(queue) = self.conns.lane_mut(slot, Lane::Read) else {
+            let at = Place::new(slot, Lane::Read);
+            let Some(lane) = self.conns.lane_mut(at) else {
                 return false;
             };
-            if queue.stage != Stage::Paused {
+            if lane.stage != Stage::Paused {
                 return false;
             }
-            let credit = backend.loads().credit(queue.head);
+            let credit = backend.loads().credit(at);
             let still = credit.is_some_and(|credit| credit.pause_above(self.stream_window / 2));
             if !still {
-                queue.stage = Stage::None;
-                self.mark_dirty(slot, Lane::Read);
+                lane.stage = Stage::None;
+                self.mark_dirty(at);
             }
             still
         });
@@ -244,26 +243,27 @@ impl<C> Engine<C> {
 
     /// A listener ran out of descriptors: it accepts again when one is freed.
     pub(super) fn wait_for_descriptor(&mut self, backend: &dyn Backend, slot: u32) {
-        self.retry_at(backend.now() + ACCEPT_RETRY, slot, Lane::Read);
+        self.retry_at(backend.now() + ACCEPT_RETRY, Place::new(slot, Lane::Read));
     }
 
     /// The queue of the Unix socket to connect to is full, which makes no event when it is not.
     pub(super) fn wait_for_backlog(&mut self, backend: &dyn Backend, slot: u32) {
-        self.retry_at(backend.now() + CONNECT_RETRY, slot, Lane::Write);
+        self.retry_at(backend.now() + CONNECT_RETRY, Place::new(slot, Lane::Write));
     }
 
-    fn retry_at(&mut self, at: Instant, slot: u32, lane: Lane) {
-        if !self.waiting.retries.contains(&(slot, lane)) {
-            self.waiting.retries.push((slot, lane));
+    fn retry_at(&mut self, time: Instant, at: Place) {
+        if !self.waiting.retries.contains(&at) {
+            self.waiting.retries.push(at);
         }
-        self.waiting.retry_at = Some(self.waiting.retry_at.map_or(at, |sooner| sooner.min(at)));
+        let sooner = self.waiting.retry_at;
+        self.waiting.retry_at = Some(sooner.map_or(time, |sooner| sooner.min(time)));
     }
 
     /// A descriptor was freed, or the time has come: what waits for that tries again.
     pub(super) fn retry(&mut self) {
         self.waiting.retry_at = None;
-        for (slot, lane) in std::mem::take(&mut self.waiting.retries) {
-            self.mark_dirty(slot, lane);
+        for at in std::mem::take(&mut self.waiting.retries) {
+            self.mark_dirty(at);
         }
     }
 }

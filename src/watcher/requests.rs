@@ -4,15 +4,16 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 
 use gaio_backends::{
-    Address, Buffer, Credit, Doing, Error, ErrorKind, Interest, Load, Result, SocketKind, classify,
-    stream_socket,
+    Address, Backend, Buffer, Credit, Doing, Error, ErrorKind, Interest, Load, Result, SocketKind,
+    Task, classify, stream_socket,
 };
 
 use super::Watcher;
 use crate::conn::Conn;
 use crate::deadlines::Deadline;
+use crate::engine::Engine;
 use crate::error::Rejected;
-use crate::request::{OpId, What};
+use crate::request::{OpId, Order, What};
 
 impl<C> Watcher<C> {
     /// Reads once: at least one byte, or the end.
@@ -30,10 +31,17 @@ impl<C> Watcher<C> {
         conn: Conn,
         buf: impl Into<Option<Vec<u8>>>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        match buf.into() {
-            None => self.read_swap(ctx, conn, NEVER),
-            Some(vec) => self.read_into(ctx, conn, vec, NEVER),
-        }
+        let (ctx, buf) = match buf.into() {
+            None if !self.is_elsewhere() => {
+                let quick = QuickRead(&mut self.engine, conn, ctx);
+                match self.backend.run(quick) {
+                    Ok(op) => return Ok(op),
+                    Err(ctx) => (ctx, None),
+                }
+            }
+            buf => (ctx, buf),
+        };
+        self.read_carefully(ctx, conn, buf, Deadline::NEVER)
     }
 
     /// As [`read`](Watcher::read), ending with `Deadline` if nothing came in time. Bytes that
@@ -48,33 +56,19 @@ impl<C> Watcher<C> {
         buf: impl Into<Option<Vec<u8>>>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        let deadline = deadline.into();
-        match buf.into() {
-            None => self.read_swap(ctx, conn, deadline),
-            Some(vec) => self.read_into(ctx, conn, vec, deadline),
-        }
+        self.read_carefully(ctx, conn, buf.into(), deadline.into())
     }
 
-    #[inline(always)]
-    fn read_swap(
+    #[inline(never)]
+    fn read_carefully(
         &mut self,
         ctx: C,
         conn: Conn,
+        buf: Option<Vec<u8>>,
         deadline: Deadline,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        self.submit(What::ReadSwap, ctx, conn, deadline)
-            .map_err(|rejected| rejected.map(|ctx| (ctx, None)))
-    }
-
-    fn read_into(
-        &mut self,
-        ctx: C,
-        conn: Conn,
-        vec: Vec<u8>,
-        deadline: Deadline,
-    ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        let give_back = |ctx, buffer: Buffer| (ctx, buffer.recycle());
-        self.submit_with(What::Read, ctx, conn, vec.into(), deadline, give_back)
+        self.submit(conn, Order::read(ctx, buf, deadline.at()))
+            .map_err(|rejected| rejected.map(Order::into_read))
     }
 
     /// Reads until the buffer is full. Ends with `UnexpectedEof` or `Deadline`, and the bytes so
@@ -89,9 +83,11 @@ impl<C> Watcher<C> {
         buf: Vec<u8>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Vec<u8>)>> {
-        let give_back = |ctx, buffer: Buffer| (ctx, buffer.into_vec());
-        let deadline = deadline.into();
-        self.submit_with(What::ReadFull, ctx, conn, buf.into(), deadline, give_back)
+        let give_back = |(ctx, buffer): (C, Buffer)| (ctx, buffer.into_vec());
+        let load = Load::Buffer(buf.into());
+        let order = Order::new(What::ReadFull, ctx, load, deadline.into().at());
+        self.submit(conn, order)
+            .map_err(|rejected| rejected.map(|order| give_back(order.into_write())))
     }
 
     /// Reads into swap buffers until the end of the stream, an error, or its
@@ -105,13 +101,9 @@ impl<C> Watcher<C> {
     where
         C: Clone,
     {
-        self.engine.learn_to_clone(C::clone);
-        if let Some(kind) = self.refusal(conn, What::ReadStream) {
-            return Err(Rejected::new(Error::new(Doing::Read, kind), ctx));
-        }
-        let (op, key) = self.engine.accept(conn, What::ReadStream, ctx, None);
-        self.backend.loads().put(key, Load::Credit(Credit::new()));
-        Ok(op)
+        let order = Order::stream(What::ReadStream, ctx, Load::Credit(Credit::new()));
+        self.submit(conn, order)
+            .map_err(|rejected| rejected.map(|order| order.context))
     }
 
     /// Writes every byte. On error, deadline or cancel the result's `size` says how many were
@@ -119,14 +111,20 @@ impl<C> Watcher<C> {
     ///
     /// # Errors
     /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
-    #[inline]
+    #[inline(always)]
     pub fn write(
         &mut self,
         ctx: C,
         conn: Conn,
         buf: impl Into<Buffer>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        self.submit_with(What::Write, ctx, conn, buf.into(), NEVER, both)
+        let buf = buf.into();
+        let len = buf.len();
+        if self.is_elsewhere() || !self.engine.is_plain_write(conn, len) {
+            return self.write_carefully(ctx, conn, buf, Deadline::NEVER);
+        }
+        let plain = PlainWrite(&mut self.engine, conn, ctx, buf, len);
+        Ok(self.backend.run(plain))
     }
 
     /// As [`write`](Watcher::write), ending with `Deadline` if it takes longer.
@@ -140,7 +138,7 @@ impl<C> Watcher<C> {
         buf: impl Into<Buffer>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        self.submit_with(What::Write, ctx, conn, buf.into(), deadline.into(), both)
+        self.write_carefully(ctx, conn, buf.into(), deadline.into())
     }
 
     /// Accepts connections until it is cancelled or the listener freed. Each result with
@@ -155,8 +153,9 @@ impl<C> Watcher<C> {
     where
         C: Clone,
     {
-        self.engine.learn_to_clone(C::clone);
-        self.submit(What::Accept, ctx, listener, NEVER)
+        let order = Order::stream(What::Accept, ctx, Load::None);
+        self.submit(listener, order)
+            .map_err(|rejected| rejected.map(|order| order.context))
     }
 
     /// Accepts one connection.
@@ -164,7 +163,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// As [`accept`](Watcher::accept).
     pub fn accept_one(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>> {
-        self.submit(What::AcceptOne, ctx, listener, NEVER)
+        self.submit_plain(What::AcceptOne, ctx, listener)
     }
 
     /// Connects a new socket. Further requests may be submitted at once: they wait for the
@@ -220,10 +219,10 @@ impl<C> Watcher<C> {
             Ok(conn) => conn,
             Err((error, socket)) => return Err((error, ctx, socket)),
         };
-        let (_, key) = self.engine.accept(conn, What::Connect, ctx, deadline.at());
-        self.engine.begin_connecting(conn);
         let load = Load::Address(Box::new(to));
-        self.backend.loads().put(key, load);
+        let order = Order::new(What::Connect, ctx, load, deadline.at());
+        self.engine
+            .begin_connecting(&mut *self.backend, None, conn, order);
         Ok(conn)
     }
 
@@ -232,8 +231,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
     pub fn shutdown(&mut self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
-        let what = What::Shutdown(how);
-        self.submit(what, ctx, conn, NEVER)
+        self.submit_plain(What::Shutdown(how), ctx, conn)
     }
 
     /// Waits until the socket is ready, once, and transfers nothing; in its turn among the reads
@@ -242,8 +240,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`, `WatcherClosed`.
     pub fn ready(&mut self, ctx: C, conn: Conn, interest: Interest) -> Result<OpId, Rejected<C>> {
-        let what = What::Ready(interest);
-        self.submit(what, ctx, conn, NEVER)
+        self.submit_plain(What::Ready(interest), ctx, conn)
     }
 
     /// Gives a result at a point in time.
@@ -262,53 +259,50 @@ impl<C> Watcher<C> {
         }
     }
 
-    /// A request that carries nothing but its context. Inlined, so that what is known of each kind
-    /// of request is known at compile time.
-    #[inline(always)]
-    fn submit(
+    #[inline(never)]
+    fn write_carefully(
         &mut self,
-        what: What,
-        ctx: C,
-        conn: Conn,
-        deadline: Deadline,
-    ) -> Result<OpId, Rejected<C>> {
-        match self.refusal(conn, what) {
-            None => Ok(self.engine.accept(conn, what, ctx, deadline.at()).0),
-            Some(kind) => Err(Rejected::new(Error::new(what.doing(), kind), ctx)),
-        }
-    }
-
-    /// A request that carries bytes, or room for some.
-    #[inline(always)]
-    fn submit_with<T>(
-        &mut self,
-        what: What,
         ctx: C,
         conn: Conn,
         buffer: Buffer,
         deadline: Deadline,
-        give_back: impl FnOnce(C, Buffer) -> T,
-    ) -> Result<OpId, Rejected<T>> {
-        let refusal = match self.refusal(conn, what) {
-            None if buffer.is_empty() => Some(ErrorKind::EmptyBuffer),
-            refusal => refusal,
-        };
-        if let Some(kind) = refusal {
-            let error = Error::new(what.doing(), kind);
-            return Err(Rejected::new(error, give_back(ctx, buffer)));
-        }
-        let (op, key) = self.engine.accept(conn, what, ctx, deadline.at());
-        self.backend.loads().put(key, Load::Buffer(buffer));
-        Ok(op)
+    ) -> Result<OpId, Rejected<(C, Buffer)>> {
+        let order = Order::new(What::Write, ctx, Load::Buffer(buffer), deadline.at());
+        self.submit(conn, order)
+            .map_err(|rejected| rejected.map(Order::into_write))
     }
 
-    #[inline(always)]
-    fn refusal(&mut self, conn: Conn, what: What) -> Option<ErrorKind> {
+    /// A request that carries nothing but its context.
+    fn submit_plain(&mut self, what: What, ctx: C, conn: Conn) -> Result<OpId, Rejected<C>> {
+        self.submit(conn, Order::new(what, ctx, Load::None, None))
+            .map_err(|rejected| rejected.map(|order| order.context))
+    }
+
+    fn submit(&mut self, conn: Conn, order: Order<C>) -> Result<OpId, Rejected<Order<C>>> {
         if self.is_elsewhere() {
-            return Some(ErrorKind::WrongThread);
+            return Err(refused(ErrorKind::WrongThread, order));
         }
-        self.reach(conn);
-        self.engine.refusal(conn, what)
+        match self.engine.submit(&mut *self.backend, conn, order) {
+            Ok(op) => Ok(op),
+            Err((kind, order)) => self.submit_again(kind, conn, order),
+        }
+    }
+
+    /// A handle that a `Remote` just got may still be in the inbox.
+    #[cold]
+    fn submit_again(
+        &mut self,
+        kind: ErrorKind,
+        conn: Conn,
+        order: Order<C>,
+    ) -> Result<OpId, Rejected<Order<C>>> {
+        if kind != ErrorKind::ConnClosed || !self.inbox.is_pending() {
+            return Err(refused(kind, order));
+        }
+        self.absorb();
+        self.engine
+            .submit(&mut *self.backend, conn, order)
+            .map_err(|(kind, order)| refused(kind, order))
     }
 
     /// A handle that a `Remote` just got may still be in the inbox.
@@ -337,8 +331,33 @@ impl<C> Watcher<C> {
     }
 }
 
-const NEVER: Deadline = Deadline::NEVER;
+/// A swap read that starts at once, if nothing stands in its way.
+struct QuickRead<'a, C>(&'a mut Engine<C>, Conn, C);
 
-fn both<C>(ctx: C, buffer: Buffer) -> (C, Buffer) {
-    (ctx, buffer)
+impl<C> Task for QuickRead<'_, C> {
+    type Output = Result<OpId, C>;
+
+    #[inline(always)]
+    fn run<B: Backend>(self, backend: &mut B) -> Self::Output {
+        let QuickRead(engine, conn, context) = self;
+        engine.submit_read_swap(backend, conn, context)
+    }
+}
+
+/// A write about which nothing is special, and how long it is.
+struct PlainWrite<'a, C>(&'a mut Engine<C>, Conn, C, Buffer, usize);
+
+impl<C> Task for PlainWrite<'_, C> {
+    type Output = OpId;
+
+    #[inline(always)]
+    fn run<B: Backend>(self, backend: &mut B) -> Self::Output {
+        let PlainWrite(engine, conn, context, buffer, len) = self;
+        engine.submit_plain_write(backend, conn, context, buffer, len)
+    }
+}
+
+#[cold]
+fn refused<C>(kind: ErrorKind, order: Order<C>) -> Rejected<Order<C>> {
+    Rejected::new(Error::new(order.what.doing(), kind), order)
 }

@@ -2,7 +2,6 @@
 //! work, take what is complete. Who may do so, how long it sleeps, and who wakes it.
 
 use std::cell::Cell;
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -133,18 +132,19 @@ impl<C> Watcher<C> {
         if self.is_elsewhere() {
             return Err(Error::new(Doing::Wait, ErrorKind::WrongThread));
         }
-        if self.owner.is_none() {
+        if self.owner == 0 {
             let refused = |errno| Error::os(Doing::Wait, errno);
             self.backend.bind().map_err(refused)?;
-            self.owner = Some(this_thread());
+            self.owner = this_thread();
         }
         Ok(())
     }
 
     /// Whether the calling thread is not the watcher's.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_elsewhere(&self) -> bool {
-        self.owner.is_some_and(|owner| owner != this_thread())
+        // A thread without a number cannot be the owner, and nobody's watcher is no thread's.
+        self.owner != NUMBER.get() && self.owner != 0
     }
 }
 
@@ -167,12 +167,7 @@ impl<C> Task for Collect<'_, C> {
 
     fn run<B: Backend>(self, backend: &mut B) {
         let Collect(engine, max) = self;
-        for _ in 0..max {
-            let Some(completion) = backend.next() else {
-                return;
-            };
-            engine.complete(backend, completion);
-        }
+        backend.collect(max, engine);
     }
 }
 
@@ -215,22 +210,16 @@ impl Spin {
     }
 }
 
+thread_local! {
+    /// The thread's number, if it has one already.
+    static NUMBER: Cell<u64> = const { Cell::new(0) };
+}
+
 /// A number for the calling thread that no other thread ever has.
-#[inline]
-pub(super) fn this_thread() -> NonZeroU64 {
+fn this_thread() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    thread_local! {
-        static NUMBER: Cell<Option<NonZeroU64>> = const { Cell::new(None) };
+    if NUMBER.get() == 0 {
+        NUMBER.set(NEXT.fetch_add(1, Ordering::Relaxed));
     }
-    #[cold]
-    fn number() -> NonZeroU64 {
-        NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX)
-    }
-    NUMBER.with(|cell| {
-        cell.get().unwrap_or_else(|| {
-            let fresh = number();
-            cell.set(Some(fresh));
-            fresh
-        })
-    })
+    NUMBER.get()
 }

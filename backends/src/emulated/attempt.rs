@@ -5,11 +5,10 @@ use std::os::fd::AsFd;
 
 use socket2::SockAddr;
 
-use super::engine::{Engine, transferred};
+use super::engine::{Engine, Step, transferred};
 use super::slot::{Flags, Op, Source};
 use crate::error::Errno;
-use crate::swap::SwapBuf;
-use crate::{Completion, Interest, Lane, Payload, sys};
+use crate::{Completion, Interest, Lane, Payload, Place, sys};
 
 /// Reads of one stream in one turn, before others get theirs.
 const READS_PER_TURN: usize = 4;
@@ -20,86 +19,127 @@ const ACCEPTS_PER_TURN: usize = 64;
 impl Engine {
     /// Attempts what runs on a lane, whether or not it is thought ready.
     #[inline]
-    pub(super) fn attempt(&mut self, slot: u32, lane: Lane) -> Option<Completion> {
-        match self.slots.get(slot as usize)?.op(lane) {
-            Op::ReadSwap => self.read_swap(slot),
+    pub(super) fn attempt(&mut self, at: Place) -> Option<Completion> {
+        let slot = at.slot();
+        match self.slots.get(slot as usize)?.op(at.lane()) {
+            Op::ReadSwap => {
+                let step = self.read_swap(slot);
+                self.completion(step)
+            }
+            Op::ReadStream => {
+                let step = self.read_stream(slot);
+                self.completion(step)
+            }
             Op::Write => self.write(slot),
             Op::Read => self.read_own(slot),
-            Op::ReadStream => self.read_stream(slot),
             Op::Accept => self.accept(slot, false),
             Op::AcceptStream => self.accept(slot, true),
             Op::Connect => self.connect(slot),
             Op::Connecting => self.end_connect(slot),
-            Op::Ready => self.check_ready(slot, lane),
+            Op::Ready => self.check_ready(at),
             Op::Idle => None,
         }
     }
 
-    #[inline]
-    fn read_swap(&mut self, slot: u32) -> Option<Completion> {
-        let entry = self.slots.get_mut(slot as usize)?;
-        self.counts.reads += 1;
-        let result = match self.cursor.read(entry.fd(), entry.source()) {
-            Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
-            Err(errno) => Err(errno),
-            Ok((len, asked)) => {
-                entry.learn(Lane::Read, len, asked);
-                Ok(transferred(len))
-            }
+    /// A step as a completion. What it brings is in `brought`.
+    pub(super) fn completion(&mut self, step: Step) -> Option<Completion> {
+        let (at, more, lease) = match step {
+            Step::Nothing => return None,
+            Step::Completed(completion) => return Some(completion),
+            Step::Received(at, lease) => (at, false, lease),
+            Step::Streamed(at, lease) => (at, true, lease),
         };
-        entry.set_op(Lane::Read, Op::Idle);
-        self.brought = leased(self.cursor.lease(None));
-        Some(Completion::last(entry.key(Lane::Read), result))
+        let result = Ok(transferred(lease.len()));
+        self.brought = Payload::Lease(lease);
+        Some(Completion { at, more, result })
     }
 
-    fn read_stream(&mut self, slot: u32) -> Option<Completion> {
-        let entry = self.slots.get_mut(slot as usize)?;
-        self.counts.reads += 1;
-        let (len, asked) = match self.cursor.read(entry.fd(), entry.source()) {
-            Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
-            Err(errno) => return self.finish(slot, Lane::Read, Err(errno)),
-            Ok((0, _)) => return self.finish(slot, Lane::Read, Ok(0)),
-            Ok(taken) => taken,
+    #[inline(always)]
+    pub(super) fn read_swap(&mut self, slot: u32) -> Step {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return Step::Nothing;
         };
-        entry.learn(Lane::Read, len, asked);
-        let key = entry.key(Lane::Read);
-        if entry.can_run(Lane::Read) {
-            self.go_on(slot, READS_PER_TURN);
+        self.counts.reads += 1;
+        match self.cursor.read(entry.fd(), entry.source()) {
+            Ok((len, asked)) if len > 0 => {
+                entry.learn(Lane::Read, len, asked);
+                entry.set_op(Lane::Read, Op::Idle);
+                match self.cursor.lease(None) {
+                    Some(lease) => Step::Received(read(slot), lease),
+                    None => Step::Nothing,
+                }
+            }
+            other => self.end_read_swap(slot, other.map(|_| 0)),
         }
-        self.brought = leased(self.cursor.lease(self.loads.credit(key)));
-        Some(Completion {
-            key,
-            more: true,
-            result: Ok(transferred(len)),
-        })
+    }
+
+    #[cold]
+    fn end_read_swap(&mut self, slot: u32, result: Result<u32, Errno>) -> Step {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return Step::Nothing;
+        };
+        if result == Err(Errno(libc::EAGAIN)) {
+            entry.forget_ready(Lane::Read);
+            return Step::Nothing;
+        }
+        entry.set_op(Lane::Read, Op::Idle);
+        Step::Completed(Completion::last(read(slot), result))
+    }
+
+    #[inline(always)]
+    pub(super) fn read_stream(&mut self, slot: u32) -> Step {
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return Step::Nothing;
+        };
+        self.counts.reads += 1;
+        let at = read(slot);
+        match self.cursor.read(entry.fd(), entry.source()) {
+            Ok((len, asked)) if len > 0 => {
+                entry.learn(Lane::Read, len, asked);
+                if entry.can_run(Lane::Read) {
+                    self.go_on(at, READS_PER_TURN);
+                }
+                match self.cursor.lease(self.loads.credit(at)) {
+                    Some(lease) => Step::Streamed(at, lease),
+                    None => Step::Nothing,
+                }
+            }
+            other => {
+                let step = self.end_read_swap(slot, other.map(|_| 0));
+                if let Step::Completed(_) = step {
+                    self.loads.end(at);
+                }
+                step
+            }
+        }
     }
 
     /// A stream has more to give: at once, until it is the others' turn.
-    fn go_on(&mut self, slot: u32, steps_max: usize) {
+    fn go_on(&mut self, at: Place, steps_max: usize) {
         self.streak += 1;
         if self.streak < steps_max {
-            return self.enqueue_first(slot, Lane::Read);
+            return self.enqueue_first(at);
         }
         self.streak = 0;
-        self.enqueue(slot, Lane::Read);
+        self.enqueue(at);
     }
 
     fn read_own(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
-        let spare = self.loads.unread(entry.key(Lane::Read));
+        let spare = self.loads.unread(read(slot));
         let asked = spare.len().min(sys::TRANSFER_MAX);
         self.counts.reads += 1;
-        let read = match entry.source() {
+        let result = match entry.source() {
             // The system would answer 0, which means the end.
             _ if asked == 0 => Err(Errno(libc::EINVAL)),
             Source::Socket => sys::recv_into(entry.fd(), spare),
             Source::File => sys::read_into(entry.fd(), spare),
         };
-        match read {
+        match result {
             Err(Errno(libc::EAGAIN)) => entry.forget_ready(Lane::Read),
             _ => {
-                entry.learn(Lane::Read, read.unwrap_or(0), asked);
-                self.finish(slot, Lane::Read, read)
+                entry.learn(Lane::Read, result.unwrap_or(0), asked);
+                self.finish(read(slot), result)
             }
         }
     }
@@ -109,10 +149,10 @@ impl Engine {
         let entry = self.slots.get_mut(slot as usize)?;
         let (fd, source) = (entry.fd(), entry.source());
         self.counts.writes += 1;
-        let key = entry.key(Lane::Write);
-        let (written, asked) = match self.loads.batch(key) {
+        let at = write(slot);
+        let (written, asked) = match self.loads.batch(at) {
             None => {
-                let rest = self.loads.unwritten(key);
+                let rest = self.loads.unwritten(at);
                 (source.write(fd, rest), rest.len())
             }
             Some(batch) => {
@@ -128,7 +168,7 @@ impl Engine {
             Err(Errno(libc::ENOBUFS | libc::ENOMEM)) => self.retry_later(slot),
             _ => {
                 entry.learn(Lane::Write, written.unwrap_or(0), asked);
-                self.finish(slot, Lane::Write, written)
+                self.finish(at, written)
             }
         }
     }
@@ -136,18 +176,18 @@ impl Engine {
     fn accept(&mut self, slot: u32, stream: bool) -> Option<Completion> {
         for _ in 0..ACCEPTS_PER_TURN {
             let entry = self.slots.get_mut(slot as usize)?;
-            let key = entry.key(Lane::Read);
+            let at = read(slot);
             self.counts.accepts += 1;
             match sys::accept(entry.fd()) {
                 Ok(socket) => {
                     if stream {
-                        self.go_on(slot, ACCEPTS_PER_TURN);
+                        self.go_on(at, ACCEPTS_PER_TURN);
                     } else {
                         entry.set_op(Lane::Read, Op::Idle);
                     }
                     self.brought = Payload::Socket(socket);
                     return Some(Completion {
-                        key,
+                        at,
                         more: stream,
                         result: Ok(0),
                     });
@@ -155,19 +195,19 @@ impl Engine {
                 Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
                 Err(Errno(libc::EINTR)) => {}
                 Err(errno) if errno.is_lost_connection() => {}
-                Err(errno) => return self.finish(slot, Lane::Read, Err(errno)),
+                Err(errno) => return self.finish(at, Err(errno)),
             }
         }
-        self.enqueue(slot, Lane::Read);
+        self.enqueue(read(slot));
         None
     }
 
     fn connect(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
         let socket = entry.socket.as_ref()?;
-        let to = match self.loads.address(entry.key(Lane::Write)) {
+        let to = match self.loads.address(write(slot)) {
             Ok(to) => to,
-            Err(errno) => return self.finish(slot, Lane::Write, Err(errno)),
+            Err(errno) => return self.finish(write(slot), Err(errno)),
         };
         // A socket that is not connected polls as ended: that says nothing of what comes now.
         entry.flags.clear(Flags::ALL_READY);
@@ -175,7 +215,7 @@ impl Engine {
         match sys::connect_nonblocking(socket.as_fd(), to) {
             Ok(()) => {
                 entry.flags.set(Flags::WRITABLE);
-                self.finish(slot, Lane::Write, Ok(0))
+                self.finish(write(slot), Ok(0))
             }
             Err(Errno(libc::EINPROGRESS | libc::EALREADY | libc::EINTR)) => {
                 entry.set_op(Lane::Write, Op::Connecting);
@@ -185,7 +225,7 @@ impl Engine {
             Err(errno) => {
                 // What the socket is now will show at the next attempt of anything.
                 entry.flags.set(Flags::ALL_READY);
-                self.finish(slot, Lane::Write, Err(errno))
+                self.finish(write(slot), Err(errno))
             }
         }
     }
@@ -194,20 +234,20 @@ impl Engine {
         let socket = self.slots.get(slot as usize)?.socket.as_ref()?;
         self.counts.others += 1;
         let result = sys::connect_result(socket.as_fd()).map(|()| 0);
-        self.finish(slot, Lane::Write, result)
+        self.finish(write(slot), result)
     }
 
-    fn check_ready(&mut self, slot: u32, lane: Lane) -> Option<Completion> {
-        let entry = self.slots.get_mut(slot as usize)?;
-        let interest = match lane {
+    fn check_ready(&mut self, at: Place) -> Option<Completion> {
+        let entry = self.slots.get_mut(at.slot() as usize)?;
+        let interest = match at.lane() {
             Lane::Read => Interest::Readable,
             Lane::Write => Interest::Writable,
         };
         self.counts.others += 1;
         match sys::is_ready(entry.fd(), interest) {
-            Ok(false) => entry.forget_ready(lane),
-            Ok(true) => self.finish(slot, lane, Ok(0)),
-            Err(errno) => self.finish(slot, lane, Err(errno)),
+            Ok(false) => entry.forget_ready(at.lane()),
+            Ok(true) => self.finish(at, Ok(0)),
+            Err(errno) => self.finish(at, Err(errno)),
         }
     }
 
@@ -225,21 +265,20 @@ impl Engine {
 
     /// Ends an operation; what it used is the watcher's again.
     #[inline]
-    pub(super) fn finish(
-        &mut self,
-        slot: u32,
-        lane: Lane,
-        result: Result<usize, Errno>,
-    ) -> Option<Completion> {
-        let entry = self.slots.get_mut(slot as usize)?;
-        let key = entry.key(lane);
-        entry.set_op(lane, Op::Idle);
-        self.loads.end(key);
-        Some(Completion::last(key, result.map(transferred)))
+    pub(super) fn finish(&mut self, at: Place, result: Result<usize, Errno>) -> Option<Completion> {
+        let entry = self.slots.get_mut(at.slot() as usize)?;
+        entry.set_op(at.lane(), Op::Idle);
+        self.loads.end(at);
+        Some(Completion::last(at, result.map(transferred)))
     }
 }
 
-#[inline]
-fn leased(lease: Option<SwapBuf>) -> Payload {
-    lease.map_or(Payload::None, Payload::Lease)
+#[inline(always)]
+fn read(slot: u32) -> Place {
+    Place::new(slot, Lane::Read)
+}
+
+#[inline(always)]
+fn write(slot: u32) -> Place {
+    Place::new(slot, Lane::Write)
 }

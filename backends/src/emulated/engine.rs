@@ -11,8 +11,19 @@ use super::poller::Readiness;
 use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
-use crate::swap::Pool;
-use crate::{Completion, Counts, Lane, Loads, Payload, Place, Request, sys};
+use crate::swap::{Pool, SwapBuf};
+use crate::{Buffer, Completion, Counts, Lane, Loads, Payload, Place, Request, sys};
+
+/// What came of an event.
+pub(super) enum Step {
+    Nothing,
+    /// A swap read.
+    Received(Place, SwapBuf),
+    /// A step of a stream.
+    Streamed(Place, SwapBuf),
+    /// What it brings is in `Engine::brought`.
+    Completed(Completion),
+}
 
 /// The attached sockets and their operations.
 #[derive(Debug)]
@@ -21,13 +32,15 @@ pub(super) struct Engine {
     pub(super) loads: Loads,
     /// Lanes to run in the next turn. Each is here at most once, as `Flags::queued` says; by its
     /// turn there may be nothing left to run on it.
-    queue: VecDeque<(u32, Lane)>,
+    queue: VecDeque<Place>,
     /// Completions from outside of `wait`, to be handed out by the next one.
     done: VecDeque<Completion>,
     /// The same of operations that were cancelled, and what they bring.
     cancelled: VecDeque<(Completion, Payload)>,
     /// What the last completion brought.
     pub(super) brought: Payload,
+    /// Writes were done when they were started, since the last turn.
+    pub(super) wrote_at_once: bool,
     /// How many lanes of the queue still run in this turn. What queues up meanwhile lets others go
     /// first.
     left: usize,
@@ -47,6 +60,7 @@ impl Engine {
             done: VecDeque::new(),
             cancelled: VecDeque::new(),
             brought: Payload::None,
+            wrote_at_once: false,
             left: 0,
             streak: 0,
             retries: Retries::default(),
@@ -85,7 +99,6 @@ impl Engine {
     pub(super) fn start(&mut self, at: Place, request: Request) {
         match request {
             Request::ReadSwap => self.record(at, Op::ReadSwap),
-            Request::Write => self.start_write(at),
             request => self.start_other(at, request),
         }
     }
@@ -93,7 +106,7 @@ impl Engine {
     fn start_other(&mut self, at: Place, request: Request) {
         match request {
             Request::ReadSwap => self.record(at, Op::ReadSwap),
-            Request::Write => self.start_busy(at, Op::Write),
+            Request::Write | Request::WriteMany => self.start_busy(at, Op::Write),
             Request::Read => self.start_busy(at, Op::Read),
             Request::ReadStream => self.start_busy(at, Op::ReadStream),
             Request::Accept => self.record(at, Op::Accept),
@@ -103,25 +116,15 @@ impl Engine {
         }
     }
 
-    /// Takes several writes.
-    pub(super) fn start_writes(&mut self, slot: u32, keys: &[u32]) {
-        let Some(&key) = keys.first() else {
-            return;
-        };
-        self.loads.begin_batch(keys);
-        let lane = Lane::Write;
-        self.record(Place { slot, lane, key }, Op::Write);
-    }
-
     fn start_busy(&mut self, at: Place, op: Op) {
-        self.loads.begin(at.key);
+        self.loads.begin(at);
         self.record(at, op);
     }
 
     /// For operations that find out by themselves, whatever is known.
     fn start_regardless(&mut self, at: Place, op: Op) {
-        if let Some(entry) = self.slots.get_mut(at.slot as usize) {
-            entry.flags.set(Flags::ready(at.lane));
+        if let Some(entry) = self.slots.get_mut(at.slot() as usize) {
+            entry.flags.set(Flags::ready(at.lane()));
         }
         self.record(at, op);
     }
@@ -129,59 +132,55 @@ impl Engine {
     /// Puts an operation on its lane, and in the queue if it can run.
     #[inline]
     fn record(&mut self, at: Place, op: Op) {
-        let Place { slot, lane, key } = at;
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            debug_assert!(false, "slot {slot} was never attached");
+        let Some(entry) = self.slots.get_mut(at.slot() as usize) else {
+            debug_assert!(false, "{at:?} was never attached");
             return;
         };
-        debug_assert_eq!(entry.op(lane), Op::Idle, "{lane:?} of slot {slot} is busy");
-        entry.begin(lane, op, key);
-        if entry.flags.has(Flags::ready(lane)) {
-            self.enqueue(slot, lane);
+        debug_assert_eq!(entry.op(at.lane()), Op::Idle, "{at:?} is busy");
+        entry.set_op(at.lane(), op);
+        if entry.flags.has(Flags::ready(at.lane())) {
+            self.enqueue(at);
         }
     }
 
     /// Writes at once what will not wait, by far the most common case: recording it first and
     /// doing it in the next turn would cost as much again.
-    #[inline]
-    fn start_write(&mut self, at: Place) {
-        let Some(entry) = self.slots.get_mut(at.slot as usize) else {
-            debug_assert!(false, "slot {} was never attached", at.slot);
-            return;
-        };
+    #[inline(always)]
+    pub(super) fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
+        let entry = self.slots.get_mut(at.slot() as usize)?;
         if entry.flags.has(Flags::WRITABLE) {
-            let rest = self.loads.unwritten(at.key);
+            let rest = self.loads.unwritten(at);
             self.counts.writes += 1;
             match entry.source().write(entry.fd(), rest) {
+                Ok(len) if len == rest.len() => {
+                    self.wrote_at_once = true;
+                    return self.loads.end_whole(at, transferred(len));
+                }
                 // The next turn finds out how to wait.
                 Err(Errno(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM)) => {}
                 written => {
                     entry.learn(Lane::Write, written.unwrap_or(0), rest.len());
                     let result = written.map(transferred);
-                    let done = Completion::last(at.key, result);
-                    return self.done.push_back(done);
+                    self.done.push_back(Completion::last(at, result));
+                    return None;
                 }
             }
         }
-        self.start_other(at, Request::Write);
+        self.start_busy(at, Op::Write);
+        None
     }
 
     /// Ends an operation, after a last attempt if it is to have one.
     pub(super) fn cancel(&mut self, at: Place, last_try: bool) {
-        let Place { slot, lane, .. } = at;
         // While the kernel connects there is nothing to try.
-        let connecting = self
-            .slots
-            .get(slot as usize)
-            .is_some_and(|entry| entry.op(lane) == Op::Connecting);
-        if last_try && !connecting {
-            let completion = self.attempt(slot, lane);
+        if last_try && self.op(at) != Op::Connecting {
+            let completion = self.attempt(at);
             let payload = self.brought.take();
             self.cancelled
                 .extend(completion.map(|completion| (completion, payload)));
         }
-        if self.runs(slot, lane) {
-            let completion = self.finish(slot, lane, Err(Errno(libc::ECANCELED)));
+        if self.op(at) != Op::Idle {
+            let completion = self.finish(at, Err(Errno(libc::ECANCELED)));
             self.done.extend(completion);
         }
     }
@@ -189,6 +188,12 @@ impl Engine {
     /// What is queued now may run.
     pub(super) fn begin_turn(&mut self) {
         self.left = self.queue.len();
+    }
+
+    /// Whether there is something that needs no event.
+    #[inline(always)]
+    pub(super) fn has_started(&self) -> bool {
+        self.left > 0 || !self.done.is_empty() || !self.cancelled.is_empty()
     }
 
     /// The next completion of what needs no event: it was complete already, or runs now.
@@ -210,13 +215,13 @@ impl Engine {
         }
         while self.left > 0 {
             self.left -= 1;
-            let (slot, lane) = self.queue.pop_front()?;
-            let Some(entry) = self.slots.get_mut(slot as usize) else {
+            let at = self.queue.pop_front()?;
+            let Some(entry) = self.slots.get_mut(at.slot() as usize) else {
                 continue;
             };
-            entry.flags.clear(Flags::queued(lane));
-            if entry.can_run(lane)
-                && let Some(completion) = self.attempt(slot, lane)
+            entry.flags.clear(Flags::queued(at.lane()));
+            if entry.can_run(at.lane())
+                && let Some(completion) = self.attempt(at)
             {
                 return Some(completion);
             }
@@ -235,7 +240,7 @@ impl Engine {
             if let Some(entry) = self.slots.get_mut(slot as usize) {
                 entry.flags.clear(Flags::RETRYING);
             }
-            let completion = self.attempt(slot, Lane::Write);
+            let completion = self.attempt(Place::new(slot, Lane::Write));
             self.retries.end();
             if completion.is_some() {
                 return completion;
@@ -245,23 +250,41 @@ impl Engine {
     }
 
     /// Remembers what an event says, and runs what waited for it.
-    #[inline]
-    pub(super) fn event(&mut self, token: u64, readiness: Readiness) -> Option<Completion> {
+    #[inline(always)]
+    pub(super) fn event(&mut self, token: u64, readiness: Readiness) -> Step {
         let (slot, generation) = (token as u32, (token >> 32) as u32);
-        let entry = self.slots.get_mut(slot as usize)?;
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return Step::Nothing;
+        };
         if entry.generation != generation {
-            return None;
+            return Step::Nothing;
         }
         entry.flags.set(Flags::from_event(readiness));
+        let writes = entry.op(Lane::Write) != Op::Idle;
+        if readiness.readable && !writes {
+            match entry.op(Lane::Read) {
+                Op::ReadSwap => return self.read_swap(slot),
+                Op::ReadStream => return self.read_stream(slot),
+                _ => {}
+            }
+        }
         let read = readiness.readable && entry.can_run(Lane::Read);
         let write = readiness.writable && entry.can_run(Lane::Write);
+        match self.run_ready(slot, read, write) {
+            Some(completion) => Step::Completed(completion),
+            None => Step::Nothing,
+        }
+    }
+
+    fn run_ready(&mut self, slot: u32, read: bool, write: bool) -> Option<Completion> {
+        let at = |lane| Place::new(slot, lane);
         match (read, write) {
             (true, true) => {
-                self.enqueue_first(slot, Lane::Write);
-                self.attempt(slot, Lane::Read)
+                self.enqueue_first(at(Lane::Write));
+                self.attempt(at(Lane::Read))
             }
-            (true, false) => self.attempt(slot, Lane::Read),
-            (false, true) => self.attempt(slot, Lane::Write),
+            (true, false) => self.attempt(at(Lane::Read)),
+            (false, true) => self.attempt(at(Lane::Write)),
             (false, false) => None,
         }
     }
@@ -274,36 +297,35 @@ impl Engine {
 
     /// Lets a lane run in the next turn.
     #[inline]
-    pub(super) fn enqueue(&mut self, slot: u32, lane: Lane) {
-        if self.note_queued(slot, lane) {
-            self.queue.push_back((slot, lane));
+    pub(super) fn enqueue(&mut self, at: Place) {
+        if self.note_queued(at) {
+            self.queue.push_back(at);
         }
     }
 
     /// Lets a lane run next.
-    pub(super) fn enqueue_first(&mut self, slot: u32, lane: Lane) {
-        if self.note_queued(slot, lane) {
-            self.queue.push_front((slot, lane));
+    pub(super) fn enqueue_first(&mut self, at: Place) {
+        if self.note_queued(at) {
+            self.queue.push_front(at);
             self.left += 1;
         }
     }
 
     /// False if it is in the queue.
     #[inline]
-    fn note_queued(&mut self, slot: u32, lane: Lane) -> bool {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
+    fn note_queued(&mut self, at: Place) -> bool {
+        let Some(entry) = self.slots.get_mut(at.slot() as usize) else {
             return false;
         };
-        let queued = Flags::queued(lane);
+        let queued = Flags::queued(at.lane());
         let fresh = !entry.flags.has(queued);
         entry.flags.set(queued);
         fresh
     }
 
-    fn runs(&self, slot: u32, lane: Lane) -> bool {
-        self.slots
-            .get(slot as usize)
-            .is_some_and(|entry| entry.op(lane) != Op::Idle)
+    fn op(&self, at: Place) -> Op {
+        let entry = self.slots.get(at.slot() as usize);
+        entry.map_or(Op::Idle, |entry| entry.op(at.lane()))
     }
 }
 

@@ -29,14 +29,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::engine::{Engine, restore_mode};
+use self::engine::{Engine, Step, restore_mode};
 use self::poller::{Poller, Readiness, Watch};
 use self::slot::Flags;
 use crate::error::Errno;
 use crate::error::Refusal;
 use crate::{
-    Backend, Completion, Counts, Loads, Options, Payload, Place, Pool, Request, SocketKind, Until,
-    Waker, sys,
+    Backend, Buffer, Completion, Counts, Loads, Options, Payload, Place, Pool, Request, Sink,
+    SocketKind, Until, Waker, sys,
 };
 
 /// Tokens of no slot: there are never so many.
@@ -118,6 +118,20 @@ impl<P: Poller> Emulated<P> {
         self.poller.event(self.seen - 1)
     }
 
+    #[inline]
+    fn next_started(&mut self) -> Option<Completion> {
+        if self.events_first {
+            return None;
+        }
+        self.engine.next_started()
+    }
+
+    /// Whether something is to be done before the next event.
+    #[inline(always)]
+    fn has_started(&self) -> bool {
+        !self.events_first && self.engine.has_started()
+    }
+
     /// The descriptor that others wait for stays readable while an event is left in it. Returns
     /// whether one was.
     fn collect_rest(&mut self) -> bool {
@@ -183,8 +197,15 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.start(at, request);
     }
 
-    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
-        self.engine.start_writes(slot, keys);
+    #[inline(always)]
+    fn start_read_swap(&mut self, at: Place) -> bool {
+        self.engine.start(at, Request::ReadSwap);
+        true
+    }
+
+    #[inline(always)]
+    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
+        self.engine.start_write(at)
     }
 
     fn cancel(&mut self, at: Place, last_try: bool) {
@@ -217,7 +238,8 @@ impl<P: Poller> Backend for Emulated<P> {
         if self.ahead.is_none() {
             self.ahead = self.engine.next_started();
         }
-        let has_completed = self.ahead.is_some();
+        let wrote = std::mem::take(&mut self.engine.wrote_at_once);
+        let has_completed = self.ahead.is_some() || wrote;
         self.skipped = has_completed && !self.skipped;
         if self.skipped {
             return Ok(());
@@ -233,15 +255,12 @@ impl<P: Poller> Backend for Emulated<P> {
         self.collect(until)
     }
 
-    #[inline(always)]
     fn next(&mut self) -> Option<Completion> {
         if let Some(completion) = self.ahead.take() {
             return Some(completion);
         }
         loop {
-            if !self.events_first
-                && let Some(completion) = self.engine.next_started()
-            {
+            if let Some(completion) = self.next_started() {
                 return Some(completion);
             }
             let Some((token, readiness)) = self.next_event() else {
@@ -250,9 +269,38 @@ impl<P: Poller> Backend for Emulated<P> {
                 }
                 return self.engine.next_retry();
             };
-            if let Some(completion) = self.engine.event(token, readiness) {
+            let step = self.engine.event(token, readiness);
+            if let Some(completion) = self.engine.completion(step) {
                 return Some(completion);
             }
+        }
+    }
+
+    #[inline]
+    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>) {
+        let mut left = most;
+        while left > 0 {
+            // Only events are many; all else has its turn between them.
+            if self.ahead.is_none()
+                && !self.has_started()
+                && let Some((token, readiness)) = self.next_event()
+            {
+                match self.engine.event(token, readiness) {
+                    Step::Nothing => continue,
+                    Step::Received(at, lease) => sink.received(self, at, lease),
+                    Step::Streamed(at, lease) => sink.streamed(self, at, lease),
+                    Step::Completed(completion) => {
+                        let payload = self.engine.brought.take();
+                        sink.completed(self, completion, payload);
+                    }
+                }
+            } else if let Some(completion) = self.next() {
+                let payload = self.engine.brought.take();
+                sink.completed(self, completion, payload);
+            } else {
+                return;
+            }
+            left -= 1;
         }
     }
 

@@ -1,5 +1,5 @@
 //! The table of attached sockets. An entry is small, because idle connections are many: what an
-//! operation carries along lies in the table of loads, under its key.
+//! operation carries along lies in the table of loads.
 
 use std::ops::BitOr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -17,13 +17,11 @@ pub(super) struct Slot {
     /// Which life of the slot it is. Part of the poller's token, so that an event of an old life
     /// is recognised.
     pub(super) generation: u32,
-    /// The requests that run, one a lane.
-    keys: [u32; 2],
     pub(super) flags: Flags,
     ops: [Op; 2],
 }
 
-const _: () = assert!(size_of::<Slot>() <= 24);
+const _: () = assert!(size_of::<Slot>() <= 12);
 
 /// What runs on a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,18 +142,6 @@ impl Slot {
     #[inline]
     pub(super) fn set_op(&mut self, lane: Lane, op: Op) {
         self.ops[lane as usize] = op;
-    }
-
-    #[inline]
-    pub(super) fn key(&self, lane: Lane) -> u32 {
-        self.keys[lane as usize]
-    }
-
-    /// Puts a new operation on a lane.
-    #[inline]
-    pub(super) fn begin(&mut self, lane: Lane, op: Op, key: u32) {
-        self.ops[lane as usize] = op;
-        self.keys[lane as usize] = key;
     }
 
     /// The descriptor; -1, which every call refuses, if there is none.

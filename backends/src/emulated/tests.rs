@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// A completion, and what it brought.
 #[derive(Debug)]
 struct Completed {
-    key: u32,
+    at: Place,
     more: bool,
     result: Result<u32, Errno>,
     payload: Payload,
@@ -69,12 +69,11 @@ impl Rig {
     }
 
     fn start(&mut self, slot: u32, lane: Lane, request: Request) {
-        self.backend.start(place(slot, lane), request);
+        self.backend.start(Place::new(slot, lane), request);
     }
 
     fn start_with(&mut self, slot: u32, lane: Lane, request: Request, load: Load) {
-        let key = place(slot, lane).key;
-        self.backend.loads().put(key, load);
+        self.backend.loads().put(Place::new(slot, lane), load);
         self.start(slot, lane, request);
     }
 
@@ -90,29 +89,29 @@ impl Rig {
     }
 
     fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
-        self.backend.cancel(place(slot, lane), last_try);
+        self.backend.cancel(Place::new(slot, lane), last_try);
     }
 
     /// What the lane's request carries, and how much of it the watcher counted as transferred.
     fn take(&mut self, slot: u32, lane: Lane) -> (Buffer, usize) {
-        let (load, done) = self.backend.loads().take(place(slot, lane).key);
+        let (load, done) = self.backend.loads().take(Place::new(slot, lane));
         (load.into_buffer(), done)
     }
 
     /// Counts a transfer, as the watcher does; whether that was all.
     fn advance(&mut self, completion: &Completed) -> bool {
         let len = completion.result.unwrap() as usize;
-        self.backend.loads().advance(completion.key, len)
+        self.backend.loads().advance(completion.at, len)
     }
 
     /// One turn.
     fn turn(&mut self, until: Until, max: usize) -> Vec<Completed> {
         self.backend.wait(until).unwrap();
         let next = |_| {
-            let Completion { key, more, result } = self.backend.next()?;
+            let Completion { at, more, result } = self.backend.next()?;
             let payload = self.backend.payload();
             Some(Completed {
-                key,
+                at,
                 more,
                 result,
                 payload,
@@ -150,12 +149,6 @@ impl Rig {
     }
 }
 
-/// Each lane's requests have one key.
-fn place(slot: u32, lane: Lane) -> Place {
-    let key = 2 * slot + lane as u32;
-    Place { slot, lane, key }
-}
-
 fn lease(completion: Completed) -> SwapBuf {
     match completion.payload {
         Payload::Lease(lease) => lease,
@@ -188,7 +181,7 @@ fn echo_costs_three_calls() {
         rig.start(0, Lane::Read, Request::ReadSwap);
         peer.write_all(&[round; 100]).unwrap();
         let read = rig.one();
-        assert_eq!((read.key, read.more), (place(0, Lane::Read).key, false));
+        assert_eq!((read.at, read.more), (Place::new(0, Lane::Read), false));
         assert_eq!(read.result, Ok(100));
         rig.write(0, lease(read));
         assert_eq!(rig.one().result, Ok(100));
@@ -298,21 +291,21 @@ fn short_write_then_rest() {
 fn batch_is_one_call() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
-    let keys = [100, 50, 75];
-    for (key, bytes) in keys.into_iter().zip(["__one ", "two ", "three"]) {
-        rig.backend.loads().put(key, Load::Buffer(bytes.into()));
-    }
-    rig.backend.loads().advance(keys[0], 2);
-    rig.backend.start_writes(0, &keys);
-    // While it runs nobody can take, or replace, what the system reads from.
-    let (taken, _) = rig.backend.loads().take(keys[1]);
-    assert!(matches!(taken, Load::None));
+    let at = Place::new(0, Lane::Write);
+    let all = ["__one ", "two ", "three"];
+    let mut buffers = all.map(Buffer::from).into();
+    rig.backend.loads().put_many(at, &mut buffers, 2);
+    assert!(buffers.is_empty());
+    rig.start(0, Lane::Write, Request::WriteMany);
     let written = rig.one();
-    assert_eq!((written.key, written.result), (keys[0], Ok(13)));
-    for key in keys {
-        let (load, _) = rig.backend.loads().take(key);
-        assert!(!load.into_buffer().is_empty());
-    }
+    assert_eq!((written.at, written.result), (at, Ok(13)));
+    assert_eq!(rig.backend.loads().take_many(at, &mut buffers), 2);
+    assert!(
+        buffers
+            .iter()
+            .map(|buffer| &buffer[..])
+            .eq(all.map(str::as_bytes))
+    );
     assert_eq!(rig.backend.counts().writes, 1);
     let mut got = [0; 13];
     peer.read_exact(&mut got).unwrap();
@@ -440,7 +433,7 @@ fn cancel_gives_back() {
     rig.start_with(0, Lane::Read, Request::ReadStream, load);
     rig.cancel(0, Lane::Read, false);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
-    let (load, _) = rig.backend.loads().take(place(0, Lane::Read).key);
+    let (load, _) = rig.backend.loads().take(Place::new(0, Lane::Read));
     assert!(matches!(load, Load::Credit(_)));
 }
 
@@ -562,13 +555,13 @@ fn events_without_room_come_before_what_is_started_since() {
         peer.write_all(b"x").unwrap();
         rig.read_own(slot, 1);
     }
-    let mut waiting: Vec<u32> = (1..=TALKERS)
-        .map(|slot| place(slot, Lane::Read).key)
+    let mut waiting: Vec<Place> = (1..=TALKERS)
+        .map(|slot| Place::new(slot, Lane::Read))
         .collect();
     for _ in 0..100 {
         for completion in rig.turn(Until::Time(Instant::now() + SOON), 1) {
-            waiting.retain(|&key| key != completion.key);
-            if completion.key == place(0, Lane::Read).key {
+            waiting.retain(|&at| at != completion.at);
+            if completion.at == Place::new(0, Lane::Read) {
                 rig.take(0, Lane::Read);
                 rig.read_own(0, 1);
             }
@@ -584,12 +577,12 @@ fn writes_that_never_wait_let_events_go_first() {
     let mut peer = rig.pair(1);
     rig.start(1, Lane::Read, Request::ReadSwap);
     peer.write_all(b"y").unwrap();
-    let reader = place(1, Lane::Read).key;
+    let reader = Place::new(1, Lane::Read);
     // Each turn has room for one result, and a write that is done already.
     let heard = (0..20).any(|_| {
         rig.write(0, b"x");
         let all = rig.turn(Until::Now, 1);
-        let heard = all.iter().any(|done| done.key == reader);
+        let heard = all.iter().any(|done| done.at == reader);
         if heard {
             return true;
         }
@@ -742,8 +735,8 @@ fn connect_to_a_full_unix_backlog_is_retried() {
     assert!(rig.backend.counts().waits - waits <= 4);
     let _first = listener.accept().unwrap();
     let connected = rig.one();
-    let key = place(1, Lane::Write).key;
-    assert_eq!((connected.key, connected.result), (key, Ok(0)));
+    let key = Place::new(1, Lane::Write);
+    assert_eq!((connected.at, connected.result), (key, Ok(0)));
     let (mut second, _) = listener.accept().unwrap();
     second.write_all(b"hi").unwrap();
     rig.start(1, Lane::Read, Request::ReadSwap);
@@ -853,7 +846,7 @@ fn pipes_work_and_go_back_as_they_came() {
     while got < sent + 4 {
         rig.start(0, Lane::Read, Request::ReadSwap);
         for completion in rig.completions() {
-            if completion.key == place(0, Lane::Read).key {
+            if completion.at == Place::new(0, Lane::Read) {
                 got += completion.result.unwrap();
             } else {
                 tail = Some(completion.result);

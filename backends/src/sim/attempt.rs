@@ -3,14 +3,14 @@
 use super::Sim;
 use crate::error::Errno;
 use crate::swap::SwapBuf;
-use crate::{Completion, Interest, Payload, Request};
+use crate::{Completion, Interest, Payload, Place, Request};
 
 /// What came of an attempt: bytes and what they bring, or an error; nothing if it has to wait.
 type Attempt = Option<Result<(u32, Payload), Errno>>;
 
 impl Sim {
     /// Attempts an operation, if no fault comes between.
-    pub(super) fn attempt(&mut self, key: u32) {
+    pub(super) fn attempt(&mut self, at: Place) {
         let mut state = self.world.lock();
         let fault = if state.fault(40) {
             Some(libc::EINTR)
@@ -21,31 +21,31 @@ impl Sim {
         };
         drop(state);
         match fault {
-            Some(errno) => self.finish(key, Err(Errno(errno))),
-            None => self.attempt_plainly(key),
+            Some(errno) => self.finish(at, Err(Errno(errno))),
+            None => self.attempt_plainly(at),
         }
     }
 
     /// Attempts an operation and ends it if that got anywhere.
-    pub(super) fn attempt_plainly(&mut self, key: u32) {
-        let Some(running) = self.running.get(&key) else {
+    pub(super) fn attempt_plainly(&mut self, at: Place) {
+        let Some(running) = self.running.get(&at) else {
             return;
         };
-        let (request, slot) = (running.request, running.at.slot);
-        let Some(end) = self.end(slot) else {
+        let request = running.request;
+        let Some(end) = self.end(at.slot()) else {
             return;
         };
         let attempt = match request {
-            Request::ReadSwap | Request::ReadStream => self.read_swap(key, end),
-            Request::Read => self.read(key, end),
-            Request::Write => self.write(key, end),
+            Request::ReadSwap | Request::ReadStream => self.read_swap(at, end),
+            Request::Read => self.read(at, end),
+            Request::Write | Request::WriteMany => self.write(at, end),
             Request::Accept | Request::AcceptStream => self.accept(end),
-            Request::Connect => self.connect(key, end),
+            Request::Connect => self.connect(at, end),
             Request::Ready(interest) => self.ready(end, interest),
         };
         match attempt {
             None => {}
-            Some(Err(errno)) => self.finish(key, Err(errno)),
+            Some(Err(errno)) => self.finish(at, Err(errno)),
             Some(Ok((len, payload))) => {
                 let streams = match request {
                     Request::ReadStream => len > 0,
@@ -53,7 +53,7 @@ impl Sim {
                 };
                 let more = streams && !self.world.lock().fault(6);
                 let result = Ok(len);
-                self.complete(Completion { key, more, result }, payload);
+                self.complete(Completion { at, more, result }, payload);
             }
         }
     }
@@ -71,7 +71,7 @@ impl Sim {
         }
     }
 
-    fn read_swap(&mut self, key: u32, end: usize) -> Attempt {
+    fn read_swap(&mut self, at: Place, end: usize) -> Attempt {
         if self.filling.is_none() {
             self.filling = self.pool.checkout();
         }
@@ -87,42 +87,42 @@ impl Sim {
         if self.filling.is_none() || self.world.lock().fault(20) {
             return Some(Err(Errno(libc::ENOBUFS)));
         }
-        let lease = self.fill(key, end, len)?;
+        let lease = self.fill(at, end, len)?;
         Some(Ok((len as u32, Payload::Lease(lease))))
     }
 
     /// Moves bytes into the swap buffer.
-    fn fill(&mut self, key: u32, end: usize, len: usize) -> Option<SwapBuf> {
+    fn fill(&mut self, at: Place, end: usize, len: usize) -> Option<SwapBuf> {
         let filling = self.filling.as_mut()?;
         let bytes: Vec<u8> = self.world.lock().ends[end].incoming.drain(..len).collect();
-        let (at, _) = filling.tail();
+        let (tail, _) = filling.tail();
         // SAFETY: the tail is valid for writes of what is left, which is no less than `len`;
         // nobody else knows of it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, len) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), tail, len) };
         // SAFETY: these bytes were just written, and later ones go behind them.
-        let lease = unsafe { filling.lease(len, self.loads.credit(key)) };
+        let lease = unsafe { filling.lease(len, self.loads.credit(at)) };
         // A block that is used up goes back at once: others may wait for it.
         self.filling = self.filling.take().filter(|filling| filling.left() > 0);
         Some(lease)
     }
 
-    fn read(&mut self, key: u32, end: usize) -> Attempt {
-        let room = self.loads.unread(key).len();
-        assert!(room > 0, "request {key} has no room to read into");
+    fn read(&mut self, at: Place, end: usize) -> Attempt {
+        let room = self.loads.unread(at).len();
+        assert!(room > 0, "{at:?} has no room to read into");
         let len = match self.readable(end, room)? {
             Ok(len) => len,
             Err(errno) => return Some(Err(errno)),
         };
         let mut state = self.world.lock();
         let bytes = state.ends[end].incoming.drain(..len);
-        for (to, byte) in self.loads.unread(key).iter_mut().zip(bytes) {
+        for (to, byte) in self.loads.unread(at).iter_mut().zip(bytes) {
             *to = byte;
         }
         Some(Ok((len as u32, Payload::None)))
     }
 
-    fn write(&mut self, key: u32, end: usize) -> Attempt {
-        let running = self.running.get(&key)?;
+    fn write(&mut self, at: Place, end: usize) -> Attempt {
+        let running = self.running.get(&at)?;
         let mut state = self.world.lock();
         let to = &state.ends[end];
         if to.reset || to.shut {
@@ -134,15 +134,19 @@ impl Sim {
             return Some(Err(Errno(errno)));
         }
         let window = to.window.saturating_sub(to.outgoing.len());
-        let parts = running.keys.iter().map(|&key| self.loads.unwritten(key));
-        let most = parts.clone().map(<[u8]>::len).sum::<usize>().min(window);
+        let parts = self.loads.parts(at);
+        let most = parts
+            .iter()
+            .map(|part| part.len())
+            .sum::<usize>()
+            .min(window);
         if most == 0 {
             return None;
         }
         assert_eq!(
-            self.checksum(&running.keys),
+            self.checksum(at),
             running.checksum,
-            "bytes of request {key} changed while the kernel could read them"
+            "bytes of {at:?} changed while the kernel could read them"
         );
         let len = state.part(most);
         let mut left = len;
@@ -170,8 +174,8 @@ impl Sim {
         Some(socket.map(|socket| (0, Payload::Socket(socket))))
     }
 
-    fn connect(&mut self, key: u32, end: usize) -> Attempt {
-        if let Err(errno) = self.loads.address(key) {
+    fn connect(&mut self, at: Place, end: usize) -> Attempt {
+        if let Err(errno) = self.loads.address(at) {
             return Some(Err(errno));
         }
         let mut state = self.world.lock();

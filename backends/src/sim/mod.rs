@@ -24,7 +24,7 @@ use crate::error::{Errno, Refusal};
 use crate::swap::{Filling, Pool};
 use crate::wake::{Bell, Waker};
 use crate::{
-    Backend, Completion, Counts, Lane, Loads, Options, Payload, Place, Request, SocketKind, Until,
+    Backend, Completion, Counts, Loads, Options, Payload, Place, Request, SocketKind, Until,
 };
 
 /// How often the kernel runs within one sleep before nothing is expected to happen any more: more
@@ -40,8 +40,8 @@ pub struct Sim {
     loads: Loads,
     pool: Pool,
     filling: Option<Filling>,
-    /// By key; in order, so that a seed replays.
-    running: BTreeMap<u32, Running>,
+    /// In order, so that a seed replays.
+    running: BTreeMap<Place, Running>,
     done: VecDeque<Done>,
     /// What the last completion brought.
     brought: Payload,
@@ -53,7 +53,6 @@ pub struct Sim {
 
 /// A completion that is not handed out yet.
 struct Done {
-    slot: u32,
     completion: Completion,
     payload: Payload,
 }
@@ -77,10 +76,7 @@ impl Bell for Quiet {
 
 /// One operation.
 struct Running {
-    at: Place,
     request: Request,
-    /// Of several writes: all of them.
-    keys: Vec<u32>,
     /// Steps before it is looked at.
     delay: usize,
     cancelled: bool,
@@ -119,38 +115,10 @@ impl Sim {
         Some(self.slots.get(slot as usize)?.as_ref()?.end)
     }
 
-    fn begin(&mut self, at: Place, request: Request, keys: Vec<u32>) {
-        assert!(self.end(at.slot).is_some(), "{at:?} is empty");
-        let busy = self.running.values().any(|other| {
-            (other.at.slot, other.at.lane) == (at.slot, at.lane) || other.at.key == at.key
-        });
-        assert!(!busy, "{at:?} runs already");
-        let delay = {
-            let mut state = self.world.lock();
-            if state.fault(4) {
-                state.below(DELAY_MAX)
-            } else {
-                0
-            }
-        };
-        self.running.insert(
-            at.key,
-            Running {
-                at,
-                request,
-                checksum: self.checksum(&keys),
-                keys,
-                delay,
-                cancelled: false,
-            },
-        );
-    }
-
     /// Of every sixteenth byte, which is enough to see that they are others.
-    fn checksum(&self, keys: &[u32]) -> u64 {
-        let bytes = keys
-            .iter()
-            .flat_map(|&key| self.loads.unwritten(key).iter().step_by(16));
+    fn checksum(&self, at: Place) -> u64 {
+        let parts = self.loads.parts(at);
+        let bytes = parts.iter().flat_map(|part| part.iter().step_by(16));
         bytes.fold(0, |sum: u64, &byte| {
             sum.wrapping_mul(1_099_511_628_211)
                 .wrapping_add(u64::from(byte) + 1)
@@ -159,11 +127,11 @@ impl Sim {
 
     /// The kernel looks at every operation, in any order.
     fn step(&mut self) {
-        let mut keys: Vec<u32> = self.running.keys().copied().collect();
-        while !keys.is_empty() {
-            let place = self.world.lock().below(keys.len());
-            let key = keys.swap_remove(place);
-            let Some(running) = self.running.get_mut(&key) else {
+        let mut places: Vec<Place> = self.running.keys().copied().collect();
+        while !places.is_empty() {
+            let index = self.world.lock().below(places.len());
+            let at = places.swap_remove(index);
+            let Some(running) = self.running.get_mut(&at) else {
                 continue;
             };
             if running.delay > 0 {
@@ -173,35 +141,31 @@ impl Sim {
             let cancelled = running.cancelled;
             // Now and then it was quicker than its cancellation.
             if !cancelled || self.world.lock().fault(4) {
-                self.attempt(key);
+                self.attempt(at);
             }
-            if cancelled && self.running.contains_key(&key) {
-                self.finish(key, Err(Errno(libc::ECANCELED)));
+            if cancelled && self.running.contains_key(&at) {
+                self.finish(at, Err(Errno(libc::ECANCELED)));
             }
         }
     }
 
     /// Ends an operation.
-    fn finish(&mut self, key: u32, result: Result<u32, Errno>) {
-        self.complete(Completion::last(key, result), Payload::None);
+    fn finish(&mut self, at: Place, result: Result<u32, Errno>) {
+        self.complete(Completion::last(at, result), Payload::None);
     }
 
-    /// Lines a completion up: behind what came before of the same lane, else anywhere.
+    /// Lines a completion up: behind what came before of the same slot, else anywhere.
     fn complete(&mut self, completion: Completion, payload: Payload) {
-        let key = completion.key;
-        let Some(running) = self.running.get(&key) else {
-            return;
-        };
-        let slot = running.at.slot;
+        let at = completion.at;
         if !completion.more {
-            self.loads.end(key);
-            self.running.remove(&key);
+            self.loads.end(at);
+            self.running.remove(&at);
         }
-        let first = self.done.iter().rposition(|done| done.slot == slot);
+        let of_slot = |done: &Done| done.completion.at.slot() == at.slot();
+        let first = self.done.iter().rposition(of_slot);
         let first = first.map_or(0, |last| last + 1);
         let place = first + self.world.lock().below(self.done.len() - first + 1);
         let done = Done {
-            slot,
             completion,
             payload,
         };
@@ -255,9 +219,12 @@ impl Backend for Sim {
     }
 
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
-        let busy = self.running.values().any(|running| running.at.slot == slot);
+        let busy = self.running.keys().any(|at| at.slot() == slot);
         assert!(!busy, "slot {slot} is detached while something runs on it");
-        let pending = self.done.iter().any(|done| done.slot == slot);
+        let pending = self.done.iter();
+        let pending = pending
+            .map(|done| done.completion.at.slot())
+            .any(|other| other == slot);
         assert!(
             !pending,
             "slot {slot} is detached before its last completion"
@@ -282,26 +249,33 @@ impl Backend for Sim {
     }
 
     fn start(&mut self, at: Place, request: Request) {
-        let keys = match request {
-            Request::Write => vec![at.key],
-            _ => Vec::new(),
+        assert!(self.end(at.slot()).is_some(), "{at:?} is empty");
+        assert!(!self.running.contains_key(&at), "{at:?} runs already");
+        let delay = {
+            let mut state = self.world.lock();
+            if state.fault(4) {
+                state.below(DELAY_MAX)
+            } else {
+                0
+            }
         };
-        self.begin(at, request, keys);
-        self.loads.begin(at.key);
-    }
-
-    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
-        let (lane, key) = (Lane::Write, keys[0]);
-        let at = Place { slot, lane, key };
-        self.begin(at, Request::Write, keys.to_vec());
-        self.loads.begin_batch(keys);
+        let writes = matches!(request, Request::Write | Request::WriteMany);
+        let checksum = if writes { self.checksum(at) } else { 0 };
+        self.loads.begin(at);
+        let running = Running {
+            request,
+            delay,
+            cancelled: false,
+            checksum,
+        };
+        self.running.insert(at, running);
     }
 
     fn cancel(&mut self, at: Place, last_try: bool) {
-        if last_try && self.running.contains_key(&at.key) {
-            self.attempt_plainly(at.key);
+        if last_try && self.running.contains_key(&at) {
+            self.attempt_plainly(at);
         }
-        if let Some(running) = self.running.get_mut(&at.key) {
+        if let Some(running) = self.running.get_mut(&at) {
             running.cancelled = true;
             running.delay = self.world.lock().below(DELAY_MAX);
         }

@@ -39,7 +39,7 @@ impl Credit {
 
     /// Bytes in leases that are alive.
     pub fn leased_bytes(&self) -> u64 {
-        self.cell().state.load(Ordering::Acquire) & BYTES
+        self.cell().leased_bytes()
     }
 
     /// Marks the stream as waiting if more than `limit_bytes` are out; then a release wakes the
@@ -53,11 +53,13 @@ impl Credit {
         paused
     }
 
+    #[inline]
     pub(super) fn charge(&self, len: u32) -> NonNull<CreditCell> {
         self.cell().charge(len);
         self.cell
     }
 
+    #[inline]
     fn cell(&self) -> &CreditCell {
         // SAFETY: this handle is counted, and a cell with handles is not freed.
         unsafe { self.cell.as_ref() }
@@ -91,7 +93,13 @@ impl fmt::Debug for Credit {
 }
 
 impl CreditCell {
+    #[inline]
+    pub(super) fn leased_bytes(&self) -> u64 {
+        self.state.load(Ordering::Acquire) & BYTES
+    }
+
     /// A lease of no bytes counts as one, so that a charged cell is never at zero.
+    #[inline]
     pub(super) fn charge(&self, len: u32) {
         self.state
             .fetch_add(u64::from(len.max(1)), Ordering::Relaxed);

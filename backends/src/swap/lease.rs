@@ -56,6 +56,15 @@ impl SwapBuf {
         }
     }
 
+    /// Bytes in all living leases of the stream that this one came in; 0 if it came in none.
+    #[doc(hidden)]
+    #[inline]
+    pub fn stream_leased_bytes(&self) -> u64 {
+        // SAFETY: this lease's charge keeps the cell alive.
+        self.credit
+            .map_or(0, |cell| unsafe { cell.as_ref() }.leased_bytes())
+    }
+
     /// A lease of a part of these bytes. A range that reaches past the end is cut off there.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> SwapBuf {
         let start = match range.start_bound() {

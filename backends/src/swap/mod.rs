@@ -272,12 +272,24 @@ impl fmt::Debug for Filling {
 ///
 /// # Safety
 /// The caller owns these references and does not touch the block afterwards.
+#[inline]
 unsafe fn release(block: NonNull<Block>, count: usize) {
     // SAFETY: the caller's references keep the block out, hence alive.
     let header = unsafe { block.as_ref() };
-    if header.refs.fetch_sub(count, Ordering::Release) != count {
-        return;
+    if header.refs.fetch_sub(count, Ordering::Release) == count {
+        // SAFETY: these were the last.
+        unsafe { give_back(block) };
     }
+}
+
+/// Returns a block to its pool.
+///
+/// # Safety
+/// Its last reference was just given up, by the caller.
+#[cold]
+unsafe fn give_back(block: NonNull<Block>) {
+    // SAFETY: the block stays where it is while it is out, and it is out until this is done.
+    let header = unsafe { block.as_ref() };
     // What other threads read through their leases happened before the block is written again.
     fence(Ordering::Acquire);
     // SAFETY: the checkout made this pointer of an `Arc`; the last reference gives it back.

@@ -1,48 +1,37 @@
-//! What the kernel works on: the socket of each slot, and by the request's key which operation
-//! runs. Small for idle connections: eight bytes each. What an operation carries is in `Loads`.
+//! What the kernel works on: the socket of each slot, and which operation runs on each of its lanes.
+//! Small, because idle connections are many. What an operation carries is in `Loads`.
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::slots::{grow_gently, reserve_gently};
+use crate::slots::reserve_gently;
 use crate::{Lane, Place, SocketKind};
 
 /// From so many bytes on, the next read polls first: messages of 64 KiB cost a fifth less then, as they
 /// are not read in the pieces in which they arrive; from 16 KiB down they cost more; measured.
 const BULK_MIN: u32 = 32 * 1024;
 
-/// No socket in this slot.
+/// No socket in this slot; every operation refuses it.
 const EMPTY: RawFd = -1;
 
 #[derive(Default)]
 pub(super) struct InFlight {
     sockets: Vec<Socket>,
-    /// By key.
-    running: Vec<Running>,
-    count: usize,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct Socket {
     pub(super) fd: RawFd,
+    ops: [Op; 2],
+    /// By lane: what runs there was cancelled.
+    cancelled: [bool; 2],
     pub(super) is_other: bool,
     was_blocking: bool,
     /// What came last was large: more of it is worth waiting for.
     pub(super) is_bulky: bool,
 }
 
-const _: () = assert!(size_of::<Socket>() == 8);
-
-/// One operation.
-#[derive(Clone, Copy)]
-pub(super) struct Running {
-    pub(super) slot: u32,
-    pub(super) op: Op,
-    pub(super) lane: Lane,
-    pub(super) cancelled: bool,
-}
-
-const _: () = assert!(size_of::<Running>() == 8);
+const _: () = assert!(size_of::<Socket>() == 12);
 
 /// What a completion means depends on what runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,19 +50,51 @@ pub(super) enum Op {
     PolledTransfer,
 }
 
-impl Op {
-    #[inline]
-    pub(super) fn is_polled(self) -> bool {
-        matches!(self, Op::PolledSwap | Op::PolledStream | Op::PolledTransfer)
+const NO_SOCKET: Socket = Socket {
+    fd: EMPTY,
+    ops: [Op::Idle; 2],
+    cancelled: [false; 2],
+    is_other: false,
+    was_blocking: false,
+    is_bulky: false,
+};
+
+impl Socket {
+    #[inline(always)]
+    pub(super) fn op(&self, lane: Lane) -> Op {
+        self.ops[lane as usize]
+    }
+
+    #[inline(always)]
+    pub(super) fn is_cancelled(&self, lane: Lane) -> bool {
+        self.cancelled[lane as usize]
+    }
+
+    /// Notes what runs on an idle lane from now on. False if it is not idle.
+    #[inline(always)]
+    pub(super) fn begin(&mut self, lane: Lane, op: Op) -> bool {
+        let place = &mut self.ops[lane as usize];
+        let idle = *place == Op::Idle;
+        debug_assert!(idle, "{lane:?} runs {place:?}");
+        if idle {
+            *place = op;
+        }
+        idle
+    }
+
+    /// Nothing runs on the lane any more. Returns whether that was cancelled.
+    #[inline(always)]
+    pub(super) fn end(&mut self, lane: Lane) -> bool {
+        self.ops[lane as usize] = Op::Idle;
+        std::mem::take(&mut self.cancelled[lane as usize])
+    }
+
+    /// Learns from what a swap read brought.
+    #[inline(always)]
+    pub(super) fn learn(&mut self, len: u32) {
+        self.is_bulky = len >= BULK_MIN;
     }
 }
-
-const IDLE: Running = Running {
-    slot: 0,
-    op: Op::Idle,
-    lane: Lane::Read,
-    cancelled: false,
-};
 
 impl InFlight {
     pub(super) fn attach(
@@ -86,117 +107,65 @@ impl InFlight {
         let index = slot as usize;
         while self.sockets.len() <= index {
             reserve_gently(&mut self.sockets);
-            self.sockets.push(Socket {
-                fd: EMPTY,
-                is_other: false,
-                was_blocking: false,
-                is_bulky: false,
-            });
+            self.sockets.push(NO_SOCKET);
         }
-        self.sockets[index] = Socket {
+        let entry = &mut self.sockets[index];
+        // What runs, if anything, is not forgotten: the kernel still uses its load.
+        *entry = Socket {
             fd: socket.into_raw_fd(),
             is_other: kind == SocketKind::Other,
             was_blocking,
             is_bulky: false,
+            ..*entry
         };
     }
 
     /// The socket, and whether it came in blocking mode and was switched.
     pub(super) fn detach(&mut self, slot: u32) -> Option<(OwnedFd, bool)> {
-        let entry = self.sockets.get_mut(slot as usize)?;
+        let entry = self.get_mut(slot)?;
         let fd = std::mem::replace(&mut entry.fd, EMPTY);
         if fd == EMPTY {
             return None;
         }
-        // SAFETY: `attach` took ownership of this descriptor, and it is given up once.
-        Some((unsafe { OwnedFd::from_raw_fd(fd) }, entry.was_blocking))
+        let was_blocking = entry.was_blocking;
+        // SAFETY: `attach` took it from an `OwnedFd`; it is taken out once, just now.
+        Some((unsafe { OwnedFd::from_raw_fd(fd) }, was_blocking))
     }
 
     pub(super) fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
-        let fd = self.get_socket(slot)?.fd;
-        // SAFETY: this table owns the descriptor while it is in a slot.
-        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+        let fd = self.get(slot)?.fd;
+        // SAFETY: this table owns the descriptor, and is borrowed for as long as the result.
+        (fd != EMPTY).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    #[inline]
-    pub(super) fn get_socket(&self, slot: u32) -> Option<Socket> {
-        let socket = *self.sockets.get(slot as usize)?;
-        (socket.fd != EMPTY).then_some(socket)
-    }
-
-    /// What is in a slot, if it is a socket.
-    #[inline]
-    pub(super) fn stream(&self, slot: u32) -> Option<&Socket> {
-        let socket = self.sockets.get(slot as usize)?;
-        (socket.fd != EMPTY && !socket.is_other).then_some(socket)
-    }
-
-    /// Learns from what a swap read brought.
-    #[inline]
-    pub(super) fn learn(&mut self, slot: u32, len: u32) {
-        if let Some(socket) = self.sockets.get_mut(slot as usize) {
-            socket.is_bulky = len >= BULK_MIN;
-        }
-    }
-
-    /// What runs for a request.
-    #[inline]
-    pub(super) fn get(&self, key: u32) -> Option<&Running> {
-        let running = self.running.get(key as usize)?;
-        (running.op != Op::Idle).then_some(running)
+    /// What is known of a slot, be there a socket or not.
+    #[inline(always)]
+    pub(super) fn get(&self, slot: u32) -> Option<&Socket> {
+        self.sockets.get(slot as usize)
     }
 
     #[inline(always)]
-    pub(super) fn begin(&mut self, at: Place, op: Op) {
-        let index = at.key as usize;
-        if index >= self.running.len() {
-            grow_gently(&mut self.running, index, || IDLE);
-        }
-        if let Some(place) = self.running.get_mut(index) {
-            *place = Running {
-                slot: at.slot,
-                op,
-                lane: at.lane,
-                cancelled: false,
-            };
-            self.count += 1;
-        }
-    }
-
-    #[inline]
-    pub(super) fn end(&mut self, key: u32) {
-        if let Some(running) = self.running.get_mut(key as usize) {
-            running.op = Op::Idle;
-            self.count -= 1;
-        }
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Socket> {
+        self.sockets.get_mut(slot as usize)
     }
 
     /// False if nothing runs there, or is being cancelled already.
-    pub(super) fn mark_cancelled(&mut self, key: u32) -> bool {
-        match self.running.get_mut(key as usize) {
-            Some(running) if running.op != Op::Idle && !running.cancelled => {
-                running.cancelled = true;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Operations whose last completion has not come.
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// All of them.
-    pub(super) fn all(&self) -> Vec<Place> {
-        let place = |(key, running): (usize, &Running)| {
-            (running.op != Op::Idle).then_some(Place {
-                slot: running.slot,
-                lane: running.lane,
-                key: key as u32,
-            })
+    pub(super) fn mark_cancelled(&mut self, at: Place) -> bool {
+        let Some(socket) = self.get_mut(at.slot()) else {
+            return false;
         };
-        self.running.iter().enumerate().filter_map(place).collect()
+        let runs = socket.op(at.lane()) != Op::Idle;
+        runs && !std::mem::replace(&mut socket.cancelled[at.lane() as usize], true)
+    }
+
+    /// Where operations run whose last completion has not come.
+    pub(super) fn all(&self) -> impl Iterator<Item = Place> + '_ {
+        let running = |(slot, socket): (usize, &Socket)| {
+            let runs = Lane::BOTH.map(|lane| (lane, socket.op(lane) != Op::Idle));
+            let runs = runs.into_iter().filter(|&(_, runs)| runs);
+            runs.map(move |(lane, _)| Place::new(slot as u32, lane))
+        };
+        self.sockets.iter().enumerate().flat_map(running)
     }
 }
 
@@ -210,6 +179,6 @@ impl Drop for InFlight {
 
 impl fmt::Debug for InFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "InFlight({} operations)", self.count)
+        write!(f, "InFlight({} operations)", self.all().count())
     }
 }

@@ -41,7 +41,7 @@ use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counts, Lane, Loads, Options, Payload, Place, PoolUse, Request,
+    Backend, Completion, Counts, Loads, Options, Payload, Place, PoolUse, Request, Sink,
     SocketKind, Until,
 };
 
@@ -55,7 +55,7 @@ const OWN_ENTRIES: usize = 2;
 /// twenty deferred completions a call otherwise.
 const MANY_CANCELS: usize = 16;
 
-/// `user_data` of entries that belong to no request. Keys have 32 bits.
+/// `user_data` of entries that belong to no place. Places have 32 bits.
 const IGNORED: u64 = u64::MAX;
 const WOKEN: u64 = u64::MAX - 1;
 
@@ -77,6 +77,8 @@ pub struct Uring {
     immediate: VecDeque<Completion>,
     /// What the last completion brought.
     brought: Payload,
+    /// How many entries of the submission queue are for the watcher's operations.
+    starts_max: usize,
     /// Entries that found the submission queue full.
     deferred: VecDeque<squeue::Entry>,
     /// Operations that were cancelled and still run.
@@ -133,6 +135,7 @@ impl Uring {
             loads: ManuallyDrop::default(),
             immediate: VecDeque::new(),
             brought: Payload::None,
+            starts_max: ring.params().sq_entries() as usize - OWN_ENTRIES,
             deferred: VecDeque::new(),
             cancelling: 0,
             waker,
@@ -179,56 +182,64 @@ impl Uring {
         self.deferred.push_back(entry);
     }
 
-    /// Records an operation and queues its entry.
+    /// Records an operation and queues its entry. Nothing is done if the lane is not idle.
     ///
     /// # Safety
-    /// Whatever memory the entry names lies in the request's load, which is busy: it stays until
-    /// the last completion, for which the teardown waits, or else keeps the table. Lent swap
-    /// buffers are kept by the buffer ring in the same way.
+    /// Whatever memory the entry names lies in the place's load: it stays until the last completion,
+    /// for which the teardown waits, or else keeps the table. Lent swap buffers are kept by the
+    /// buffer ring in the same way.
     #[inline(always)]
     unsafe fn launch(&mut self, at: Place, op: Op, entry: squeue::Entry) {
-        self.in_flight.begin(at, op);
-        // SAFETY: as the caller says.
-        unsafe { self.push(entry.user_data(u64::from(at.key))) };
+        let socket = self.in_flight.get_mut(at.slot());
+        if socket.is_some_and(|socket| socket.begin(at.lane(), op)) {
+            self.loads.begin(at);
+            // SAFETY: as the caller says; the load is busy now.
+            unsafe { self.push(entry.user_data(u64::from(at.number()))) };
+        }
     }
 
     #[inline(always)]
     fn start_receive(&mut self, at: Place) {
-        match self.in_flight.stream(at.slot) {
-            Some(socket) => {
-                let entry = entries::receive(Fd(socket.fd), socket.is_bulky);
-                // SAFETY: it names no memory but lent buffers.
-                unsafe { self.launch(at, Op::RecvSwap, entry) };
-            }
-            None => self.start_other(at, Request::ReadSwap),
+        let Some(socket) = self.in_flight.get_mut(at.slot()) else {
+            return;
+        };
+        if socket.is_other {
+            return self.start_polled(at, Request::ReadSwap);
+        }
+        let entry = entries::receive(Fd(socket.fd), socket.is_bulky);
+        if socket.begin(at.lane(), Op::RecvSwap) {
+            // SAFETY: it names no memory but lent buffers.
+            unsafe { self.push(entry.user_data(u64::from(at.number()))) };
         }
     }
 
     #[inline(always)]
     fn start_send(&mut self, at: Place) {
-        match self.in_flight.stream(at.slot) {
-            Some(socket) => {
-                let entry = self.send(at.key, Fd(socket.fd));
-                // SAFETY: the bytes lie in the load, which is busy.
-                unsafe { self.launch(at, Op::Transfer, entry) };
-            }
-            None => self.start_other(at, Request::Write),
+        let Some(socket) = self.in_flight.get_mut(at.slot()) else {
+            return;
+        };
+        if socket.is_other {
+            return self.start_polled(at, Request::Write);
+        }
+        let fd = Fd(socket.fd);
+        if socket.begin(at.lane(), Op::Transfer) {
+            let entry = entries::send(fd, self.loads.begin_write(at));
+            // SAFETY: the bytes lie in the load, which is busy now.
+            unsafe { self.push(entry.user_data(u64::from(at.number()))) };
         }
     }
 
     fn start_other(&mut self, at: Place, request: Request) {
-        let Some(socket) = self.in_flight.get_socket(at.slot) else {
+        let Some(&socket) = self.in_flight.get(at.slot()) else {
             return;
         };
         if socket.is_other && !matches!(request, Request::Ready(_)) {
             return self.start_polled(at, request);
         }
-        match self.entry(at.key, Fd(socket.fd), request) {
-            // SAFETY: buffer, address and account lie in the load, which is busy.
+        match self.entry(at, Fd(socket.fd), request) {
+            // SAFETY: buffer, address and account lie in the load.
             Ok((entry, op)) => unsafe { self.launch(at, op, entry) },
-            Err(errno) => self
-                .immediate
-                .push_back(Completion::last(at.key, Err(errno))),
+            Err(errno) => self.immediate.push_back(Completion::last(at, Err(errno))),
         }
     }
 
@@ -356,6 +367,15 @@ impl Backend for Uring {
         free.saturating_sub(OWN_ENTRIES + self.deferred.len())
     }
 
+    #[inline(always)]
+    fn start_read_swap(&mut self, at: Place) -> bool {
+        let has_room = self.submission.len() < self.starts_max && self.deferred.is_empty();
+        if has_room {
+            self.start_receive(at);
+        }
+        has_room
+    }
+
     #[inline]
     fn loads(&mut self) -> &mut Loads {
         &mut self.loads
@@ -370,35 +390,16 @@ impl Backend for Uring {
         }
     }
 
-    fn start_writes(&mut self, slot: u32, keys: &[u32]) {
-        let (Some(socket), Some(&key)) = (self.in_flight.get_socket(slot), keys.first()) else {
-            return;
-        };
-        let at = Place {
-            slot,
-            lane: Lane::Write,
-            key,
-        };
-        if socket.is_other {
-            self.loads.begin_batch(keys);
-            return self.start_polled(at, Request::Write);
-        }
-        if let Some(entry) = self.send_many(Fd(socket.fd), keys) {
-            // SAFETY: header, vectors and bytes lie in the loads, which are busy.
-            unsafe { self.launch(at, Op::Transfer, entry) };
-        }
-    }
-
     /// What was started in this turn has its try before: the ring keeps the order.
     fn cancel(&mut self, at: Place, _last_try: bool) {
-        if !self.in_flight.mark_cancelled(at.key) {
+        if !self.in_flight.mark_cancelled(at) {
             return;
         }
         self.cancelling += 1;
-        if self.forget_dry(at.key) {
+        if self.forget_dry(at) {
             return;
         }
-        let entry = opcode::AsyncCancel::new(u64::from(at.key))
+        let entry = opcode::AsyncCancel::new(u64::from(at.number()))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(IGNORED);
@@ -429,18 +430,33 @@ impl Backend for Uring {
         self.wait_nested(until)
     }
 
-    #[inline(always)]
     fn next(&mut self) -> Option<Completion> {
         if let Some(completion) = self.immediate.pop_front() {
             return Some(completion);
         }
         while let Some(entry) = self.completion.next() {
-            let completion = self.reap(&entry);
+            let completion = self.reap(entry.user_data(), entry.result(), entry.flags());
             if completion.is_some() {
                 return completion;
             }
         }
         None
+    }
+
+    #[inline]
+    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>) {
+        let mut left = most;
+        while left > 0
+            && let Some(completion) = self.immediate.pop_front()
+        {
+            left -= 1;
+            sink.completed(self, completion, Payload::None);
+        }
+        while left > 0
+            && let Some(entry) = self.completion.next()
+        {
+            left -= usize::from(self.hand_out(entry, sink));
+        }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use io_uring::types::Fd;
 
 use super::Uring;
 use super::entries::poll_entry;
-use super::in_flight::{Op, Running};
+use super::in_flight::Op;
 use crate::error::Errno;
 use crate::swap::{Filling, Pool, PoolUse};
 use crate::sys;
@@ -18,7 +18,7 @@ pub(super) struct Polled {
     pool: Pool,
     filling: Option<Filling>,
     /// Reads that found the pool dry; they are ready, so nothing else would wake them.
-    dry: Vec<u32>,
+    dry: Vec<Place>,
 }
 
 impl Polled {
@@ -41,56 +41,59 @@ impl Uring {
         if self.polled.dry.is_empty() || self.polled.pool.sleep_hungry() {
             return;
         }
-        for key in std::mem::take(&mut self.polled.dry) {
-            self.poll_again(key);
+        for at in std::mem::take(&mut self.polled.dry) {
+            self.poll_again(at);
         }
     }
 
     /// Ends a read that waits for a buffer, of which the kernel knows nothing. False if it does
     /// not wait.
-    pub(super) fn forget_dry(&mut self, key: u32) -> bool {
-        let place = self.polled.dry.iter().position(|&dry| dry == key);
-        let (Some(place), Some(&running)) = (place, self.in_flight.get(key)) else {
+    pub(super) fn forget_dry(&mut self, at: Place) -> bool {
+        let Some(place) = self.polled.dry.iter().position(|&dry| dry == at) else {
             return false;
         };
         self.polled.dry.swap_remove(place);
-        self.end(key, running.cancelled);
+        self.end(at);
         let cancelled = Err(Errno(libc::ECANCELED));
-        self.immediate.push_back(Completion::last(key, cancelled));
+        self.immediate.push_back(Completion::last(at, cancelled));
         true
     }
 
+    #[cold]
     pub(super) fn start_polled(&mut self, at: Place, request: Request) {
         let op = match request {
             Request::ReadSwap => Op::PolledSwap,
             Request::ReadStream => Op::PolledStream,
-            Request::Read | Request::Write => Op::PolledTransfer,
+            Request::Read | Request::Write | Request::WriteMany => Op::PolledTransfer,
             Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect => {
                 let refused = Err(Errno(libc::ENOTSOCK));
-                return self.immediate.push_back(Completion::last(at.key, refused));
+                return self.immediate.push_back(Completion::last(at, refused));
             }
         };
-        self.loads.begin(at.key);
-        self.in_flight.begin(at, op);
-        self.poll_again(at.key);
+        let socket = self.in_flight.get_mut(at.slot());
+        if socket.is_some_and(|socket| socket.begin(at.lane(), op)) {
+            self.loads.begin(at);
+            self.poll_again(at);
+        }
     }
 
     /// The descriptor is ready, or the poll failed.
     #[cold]
     pub(super) fn ready_polled(
         &mut self,
-        key: u32,
+        at: Place,
+        op: Op,
         polled: Result<u32, Errno>,
     ) -> Option<Completion> {
-        let running = *self.in_flight.get(key)?;
-        let transfer = polled.and_then(|_| self.transfer(key, running));
-        let result = match transfer {
-            Err(Errno(libc::EAGAIN | libc::EINTR)) if !running.cancelled => {
-                self.poll_again(key);
+        let socket = *self.in_flight.get(at.slot())?;
+        let cancelled = socket.is_cancelled(at.lane());
+        let result = match polled.and_then(|_| self.transfer(at, op, socket.fd)) {
+            Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled => {
+                self.poll_again(at);
                 return None;
             }
-            Err(Errno(libc::ENOBUFS)) if !running.cancelled => {
-                self.polled.dry.push(key);
+            Err(Errno(libc::ENOBUFS)) if !cancelled => {
+                self.polled.dry.push(at);
                 return None;
             }
             Err(Errno(libc::EAGAIN | libc::EINTR)) => Err(Errno(libc::ECANCELED)),
@@ -98,47 +101,42 @@ impl Uring {
             Ok(len) => Ok(len as u32),
             Err(errno) => Err(errno),
         };
-        self.end(key, running.cancelled);
+        self.end(at);
         // A stream is started again by the watcher, as after any success.
-        Some(Completion::last(key, result))
+        Some(Completion::last(at, result))
     }
 
-    fn poll_again(&mut self, key: u32) {
-        let Some(&running) = self.in_flight.get(key) else {
+    fn poll_again(&mut self, at: Place) {
+        let Some(socket) = self.in_flight.get(at.slot()) else {
             return;
         };
-        let Some(socket) = self.in_flight.get_socket(running.slot) else {
-            return;
-        };
-        let interest = match running.lane {
+        let interest = match at.lane() {
             Lane::Read => Interest::Readable,
             Lane::Write => Interest::Writable,
         };
-        let entry = poll_entry(Fd(socket.fd), interest).user_data(u64::from(key));
+        let entry = poll_entry(Fd(socket.fd), interest).user_data(u64::from(at.number()));
         // SAFETY: a poll names no memory.
         unsafe { self.push(entry) };
     }
 
-    fn transfer(&mut self, key: u32, running: Running) -> Result<usize, Errno> {
-        let socket = self.in_flight.get_socket(running.slot);
-        let fd = socket.ok_or(Errno(libc::EBADF))?.fd;
-        match (running.op, running.lane) {
+    fn transfer(&mut self, at: Place, op: Op, fd: i32) -> Result<usize, Errno> {
+        match (op, at.lane()) {
             (Op::PolledTransfer, Lane::Read) => {
                 self.counts.reads += 1;
-                sys::read_into(fd, self.loads.unread(key))
+                sys::read_into(fd, self.loads.unread(at))
             }
             (Op::PolledTransfer, Lane::Write) => {
                 self.counts.writes += 1;
-                match self.loads.batch(key) {
+                match self.loads.batch(at) {
                     Some(batch) => sys::write_batch(fd, batch),
-                    None => sys::write(fd, self.loads.unwritten(key)),
+                    None => sys::write(fd, self.loads.unwritten(at)),
                 }
             }
-            _ => self.read_swap(key, fd),
+            _ => self.read_swap(at, fd),
         }
     }
 
-    fn read_swap(&mut self, key: u32, fd: i32) -> Result<usize, Errno> {
+    fn read_swap(&mut self, at: Place, fd: i32) -> Result<usize, Errno> {
         self.counts.reads += 1;
         let polled = &mut self.polled;
         if polled.filling.as_ref().is_none_or(is_nearly_full) {
@@ -146,14 +144,14 @@ impl Uring {
             polled.filling = polled.pool.checkout();
         }
         let filling = polled.filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
-        let (at, room) = filling.tail();
+        let (tail, room) = filling.tail();
         // SAFETY: the tail is valid for writes of `room` bytes.
-        let len = unsafe { sys::read(fd, at, room) }?;
+        let len = unsafe { sys::read(fd, tail, room) }?;
         if len == 0 {
             return Ok(0);
         }
         // SAFETY: `read(2)` wrote these bytes, and later reads go behind them.
-        let lease = unsafe { filling.lease(len, self.loads.credit(key)) };
+        let lease = unsafe { filling.lease(len, self.loads.credit(at)) };
         self.brought = Payload::Lease(lease);
         Ok(len)
     }

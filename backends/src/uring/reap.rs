@@ -4,51 +4,110 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use io_uring::cqueue;
 
-use super::in_flight::{Op, Running};
-use super::{IGNORED, Uring, WOKEN};
+use super::in_flight::Op;
+use super::{Uring, WOKEN};
 use crate::error::Errno;
-use crate::{Completion, Lane, Payload, sys};
+use crate::swap::SwapBuf;
+use crate::{Completion, Lane, Payload, Place, Sink, sys};
 
 impl Uring {
-    /// What an entry of the completion queue means, if it is one of a request's.
+    /// Hands out what an entry of the completion queue means. False if it is no place's.
     #[inline(always)]
-    pub(super) fn reap(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
-        let key = match entry.user_data() {
-            IGNORED => return None,
-            WOKEN => {
-                self.wake_armed = false;
-                return None;
+    pub(super) fn hand_out(&mut self, entry: cqueue::Entry, sink: &mut impl Sink<Self>) -> bool {
+        let (number, result, flags) = (entry.user_data(), entry.result(), entry.flags());
+        let at = Place::from_number(number as u32);
+        let slot = at.slot();
+        if let Some(socket) = self.in_flight.get_mut(slot)
+            && result > 0
+            && !socket.is_cancelled(at.lane())
+        {
+            let len = result as u32;
+            match (at.lane(), socket.op(at.lane())) {
+                (Lane::Read, Op::RecvSwap) => {
+                    let at = Place::new(slot, Lane::Read);
+                    socket.learn(len);
+                    socket.end(Lane::Read);
+                    match self.received(None, len, flags) {
+                        Some(lease) => sink.received(self, at, lease),
+                        // The kernel says that it filled a buffer that it does not have: no working
+                        // one does.
+                        None => hand_out_last(self, at, Err(Errno(libc::EIO)), sink),
+                    }
+                    return true;
+                }
+                (Lane::Read, Op::RecvStream) if cqueue::more(flags) => {
+                    let at = Place::new(slot, Lane::Read);
+                    match self.received(Some(at), len, flags) {
+                        Some(lease) => sink.streamed(self, at, lease),
+                        None => hand_out_last(self, at, Err(Errno(libc::EIO)), sink),
+                    }
+                    return true;
+                }
+                (Lane::Write, Op::Transfer) => {
+                    let at = Place::new(slot, Lane::Write);
+                    socket.end(Lane::Write);
+                    match self.loads.end_whole(at, len) {
+                        Some((buffer, size)) => sink.wrote(self, at, buffer, size),
+                        None => hand_out_last(self, at, Ok(len), sink),
+                    }
+                    return true;
+                }
+                _ => {}
             }
-            key => key as u32,
-        };
-        let &Running {
-            slot,
-            op,
-            cancelled,
-            ..
-        } = self.in_flight.get(key)?;
-        let flags = entry.flags();
-        let result = match entry.result() {
+        }
+        self.hand_out_other(number, result, flags, sink)
+    }
+
+    #[inline(never)]
+    fn hand_out_other(
+        &mut self,
+        number: u64,
+        result: i32,
+        flags: u32,
+        sink: &mut impl Sink<Self>,
+    ) -> bool {
+        let completion = self.reap(number, result, flags);
+        let payload = self.brought.take();
+        let is_some = completion.is_some();
+        if let Some(completion) = completion {
+            sink.completed(self, completion, payload);
+        }
+        is_some
+    }
+
+    /// What an entry of the completion queue means, if it is one of a place's.
+    pub(super) fn reap(&mut self, number: u64, result: i32, flags: u32) -> Option<Completion> {
+        if number >= WOKEN {
+            self.wake_armed &= number != WOKEN;
+            return None;
+        }
+        let at = Place::from_number(number as u32);
+        let op = self.in_flight.get(at.slot())?.op(at.lane());
+        self.reap_place(at, op, result, flags)
+    }
+
+    fn reap_place(&mut self, at: Place, op: Op, result: i32, flags: u32) -> Option<Completion> {
+        let result = match result {
             len @ 1.. => Ok(len as u32),
-            0 => self.nothing(key, flags),
+            0 => self.nothing(at, op, flags),
             errno => Err(Errno(-errno)),
         };
-        if op.is_polled() {
-            return self.ready_polled(key, result);
+        if let Op::PolledSwap | Op::PolledStream | Op::PolledTransfer = op {
+            return self.ready_polled(at, op, result);
         }
         let more = cqueue::more(flags);
         if !more {
-            self.end(key, cancelled);
+            self.end(at);
         }
         let result = match (op, result) {
-            (Op::RecvSwap, Ok(len)) => {
-                self.in_flight.learn(slot, len);
-                self.brought = self.received(None, len, flags);
-                result
-            }
+            (Op::Idle, _) => return None,
             (Op::Transfer, _) | (_, Err(_)) => result,
-            (Op::RecvStream, Ok(len)) => {
-                self.brought = self.received(Some(key), len, flags);
+            (Op::RecvSwap | Op::RecvStream, Ok(len)) => {
+                if let (Op::RecvSwap, Some(socket)) = (op, self.in_flight.get_mut(at.slot())) {
+                    socket.learn(len);
+                }
+                let lease = self.received(Some(at), len, flags);
+                self.brought = lease.map_or(Payload::None, Payload::Lease);
                 result
             }
             (Op::Accept, Ok(fd)) => {
@@ -58,7 +117,7 @@ impl Uring {
             }
             (_, Ok(_)) => Ok(0),
         };
-        Some(Completion { key, more, result })
+        Some(Completion { at, more, result })
     }
 
     /// What an operation means that brought nothing.
@@ -67,16 +126,12 @@ impl Uring {
     /// kernel goes on with by itself (`MSG_WAITALL`) and that meets the reset half way ends with the
     /// bytes that it sent: then nobody has told it. So the end itself is looked at.
     #[cold]
-    fn nothing(&self, key: u32, flags: u32) -> Result<u32, Errno> {
-        let receives = |running: &&Running| {
-            let ops = [Op::RecvSwap, Op::RecvStream, Op::Transfer];
-            running.lane == Lane::Read && ops.contains(&running.op)
-        };
-        let running = self.in_flight.get(key).filter(receives);
-        let socket = running.and_then(|running| self.in_flight.socket(running.slot));
+    fn nothing(&self, at: Place, op: Op, flags: u32) -> Result<u32, Errno> {
+        let receives = matches!(op, Op::RecvSwap | Op::RecvStream | Op::Transfer);
+        let socket = self.in_flight.socket(at.slot());
         // Of a connection that the other side has closed, the kernel says that there is more to be
         // received: its end. One that is closed without that was reset.
-        match socket {
+        match socket.filter(|_| receives && at.lane() == Lane::Read) {
             Some(socket) if !cqueue::sock_nonempty(flags) && sys::is_closed_tcp(socket) => {
                 Err(Errno(libc::ECONNRESET))
             }
@@ -86,22 +141,28 @@ impl Uring {
 
     /// The lease of what a receive put into a lent buffer, charged to a stream's account.
     #[inline(always)]
-    fn received(&mut self, stream: Option<u32>, len: u32, flags: u32) -> Payload {
-        let Some(id) = cqueue::buffer_select(flags) else {
-            return Payload::None;
-        };
-        let credit = stream.and_then(|key| self.loads.credit(key));
-        match self.buffers.take(id, len as usize, flags, credit) {
-            Some(lease) => Payload::Lease(lease),
-            None => Payload::None,
-        }
+    fn received(&mut self, stream: Option<Place>, len: u32, flags: u32) -> Option<SwapBuf> {
+        let id = cqueue::buffer_select(flags)?;
+        let credit = stream.and_then(|at| self.loads.credit(at));
+        self.buffers.take(id, len as usize, flags, credit)
     }
 
     /// The operation has ended; what it used is the watcher's again.
-    #[inline]
-    pub(super) fn end(&mut self, key: u32, cancelled: bool) {
-        self.in_flight.end(key);
-        self.loads.end(key);
-        self.cancelling -= usize::from(cancelled);
+    #[inline(always)]
+    pub(super) fn end(&mut self, at: Place) {
+        if let Some(socket) = self.in_flight.get_mut(at.slot()) {
+            self.cancelling -= usize::from(socket.end(at.lane()));
+        }
+        self.loads.end(at);
     }
+}
+
+#[cold]
+fn hand_out_last(
+    uring: &mut Uring,
+    at: Place,
+    result: Result<u32, Errno>,
+    sink: &mut impl Sink<Uring>,
+) {
+    sink.completed(uring, Completion::last(at, result), Payload::None);
 }

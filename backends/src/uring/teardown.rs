@@ -73,12 +73,12 @@ pub(super) fn sweep_graveyard() {
 
 impl Uring {
     fn in_flight(&self) -> usize {
-        self.in_flight.count() + usize::from(self.wake_armed)
+        self.in_flight.all().count() + usize::from(self.wake_armed)
     }
 
     /// Cancels everything and collects it. False if that did not succeed.
     fn drain(&mut self) -> bool {
-        for place in self.in_flight.all() {
+        for place in self.in_flight.all().collect::<Vec<_>>() {
             self.cancel(place, false);
         }
         self.disarm_wake();
@@ -107,8 +107,8 @@ impl Uring {
     /// Wakes up peers of connections that a ring which will not end keeps open.
     fn shut_down_running(&mut self) {
         for place in self.in_flight.all() {
-            if let Some(socket) = self.in_flight.socket(place.slot)
-                && place.lane == Lane::Read
+            if let Some(socket) = self.in_flight.socket(place.slot())
+                && place.lane() == Lane::Read
             {
                 let _ = sys::shutdown(socket, std::net::Shutdown::Both);
             }
