@@ -6,7 +6,7 @@ use crate::swap::SwapBuf;
 use crate::{Completion, Interest, Payload, Place, Request};
 
 /// What came of an attempt: bytes and what they bring, or an error; nothing if it has to wait.
-type Attempt = Option<Result<(u32, Payload), Errno>>;
+pub(super) type Attempt = Option<Result<(u32, Payload), Errno>>;
 
 impl Sim {
     /// Attempts an operation, if no fault comes between.
@@ -121,7 +121,7 @@ impl Sim {
         Some(Ok((len as u32, Payload::None)))
     }
 
-    fn write(&mut self, at: Place, end: usize) -> Attempt {
+    pub(super) fn write(&self, at: Place, end: usize) -> Attempt {
         let running = self.running.get(&at)?;
         let mut state = self.world.lock();
         let to = &state.ends[end];

@@ -24,7 +24,8 @@ use crate::error::{Errno, Refusal};
 use crate::swap::{Filling, Pool};
 use crate::wake::{Bell, Waker};
 use crate::{
-    Backend, Completion, Counts, Loads, Options, Payload, Place, Request, SocketKind, Until,
+    Backend, Buffer, Completion, Counts, Lane, Loads, Options, Payload, Place, Request, Sink,
+    SocketKind, Until,
 };
 
 /// How often the kernel runs within one sleep before nothing is expected to happen any more: more
@@ -149,6 +150,11 @@ impl Sim {
         }
     }
 
+    /// Whether what ended here was a stream.
+    fn was_stream(&self, at: Place) -> bool {
+        self.loads.credit(at).is_some()
+    }
+
     /// Ends an operation.
     fn finish(&mut self, at: Place, result: Result<u32, Errno>) {
         self.complete(Completion::last(at, result), Payload::None);
@@ -271,6 +277,29 @@ impl Backend for Sim {
         self.running.insert(at, running);
     }
 
+    /// Now and then it is done at once, as real systems do that write themselves.
+    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
+        self.start(at, Request::Write);
+        if !self.world.lock().fault(3) {
+            return None;
+        }
+        match self.write(at, self.end(at.slot())?)? {
+            Ok((len, _)) => {
+                let whole = self.loads.end_whole(at, len);
+                if whole.is_some() {
+                    self.running.remove(&at);
+                } else {
+                    self.finish(at, Ok(len));
+                }
+                whole
+            }
+            Err(errno) => {
+                self.finish(at, Err(errno));
+                None
+            }
+        }
+    }
+
     fn cancel(&mut self, at: Place, last_try: bool) {
         if last_try && self.running.contains_key(&at) {
             self.attempt_plainly(at);
@@ -318,6 +347,33 @@ impl Backend for Sim {
         let done = self.done.pop_front()?;
         self.brought = done.payload;
         Some(done.completion)
+    }
+
+    /// What real systems tell apart comes one way or the other.
+    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>) {
+        for _ in 0..most {
+            let Some(completion) = self.next() else {
+                return;
+            };
+            let Completion { at, more, result } = completion;
+            let payload = self.payload();
+            let apart = self.world.lock().fault(2);
+            match (at.lane(), result, payload) {
+                (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && more => {
+                    sink.streamed(self, at, lease);
+                }
+                (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && !self.was_stream(at) => {
+                    sink.received(self, at, lease);
+                }
+                (Lane::Write, Ok(len @ 1..), Payload::None) if apart => {
+                    match self.loads.end_whole(at, len) {
+                        Some((buffer, size)) => sink.wrote(self, at, buffer, size),
+                        None => sink.completed(self, completion, Payload::None),
+                    }
+                }
+                (_, _, payload) => sink.completed(self, completion, payload),
+            }
+        }
     }
 
     fn payload(&mut self) -> Payload {
