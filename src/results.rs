@@ -36,6 +36,30 @@ pub struct OpResult<C = ()> {
 }
 
 impl<C> OpResult<C> {
+    /// The last result of a request.
+    #[inline(always)]
+    pub(crate) fn last(
+        operation: Operation,
+        op: OpId,
+        conn: Conn,
+        context: C,
+        buffer: Buffer,
+        size: usize,
+        error: Option<Error>,
+    ) -> Self {
+        OpResult {
+            operation,
+            op,
+            conn,
+            context,
+            buffer,
+            size,
+            error,
+            accepted: Conn::NONE,
+            last: true,
+        }
+    }
+
     /// The transferred bytes.
     pub fn data(&self) -> &[u8] {
         &self.buffer[..self.size.min(self.buffer.len())]

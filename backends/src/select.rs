@@ -15,7 +15,7 @@ use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 use crate::sim::{Sim, World};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
-use crate::{Backend, Loads, Options};
+use crate::{Backend, Options};
 
 /// The environment variable that overrides [`Choice::Auto`].
 pub const ENVIRONMENT: &str = "GAIO_BACKEND";
@@ -305,12 +305,6 @@ impl Selected {
     #[inline]
     pub fn run<T: Task>(&mut self, task: T) -> T::Output {
         whichever!(self, backend => task.run(backend))
-    }
-
-    /// What the requests carry: [`Backend::loads`], asked for with every request.
-    #[inline(always)]
-    pub fn loads(&mut self) -> &mut Loads {
-        whichever!(self, backend => backend.loads())
     }
 }
 

@@ -34,16 +34,9 @@ impl<C, B: Backend> Sink<B> for Engine<C> {
                 let size = lease.len();
                 self.note_swap_read(size);
                 self.tidy_up(backend, at, has_more, first.op, first.has_deadline);
-                self.out.push_with(move || OpResult {
-                    operation: Operation::Read,
-                    op: first.op,
-                    conn,
-                    context: first.context,
-                    buffer: lease.into(),
-                    size,
-                    error: None,
-                    accepted: Conn::NONE,
-                    last: true,
+                let (op, context) = (first.op, first.context);
+                self.out.push_with(move || {
+                    OpResult::last(Operation::Read, op, conn, context, lease.into(), size, None)
                 });
             }
             None => {
@@ -124,16 +117,9 @@ impl<C> Engine<C> {
                 lane.in_flight = 0;
                 let has_more = lane.has_more();
                 self.tidy_up(backend, at, has_more, first.op, first.has_deadline);
-                self.out.push_with(move || OpResult {
-                    operation: Operation::Write,
-                    op: first.op,
-                    conn,
-                    context: first.context,
-                    buffer,
-                    size,
-                    error: None,
-                    accepted: Conn::NONE,
-                    last: true,
+                let (op, context) = (first.op, first.context);
+                self.out.push_with(move || {
+                    OpResult::last(Operation::Write, op, conn, context, buffer, size, None)
                 });
             }
             None => self.keep_write(backend, at, buffer, size),
