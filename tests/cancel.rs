@@ -15,7 +15,7 @@ use common::{
     MUCH, backends, collect, connected, error_kind, is_pattern, next, pattern_vec, quiet,
     read_pattern, watcher,
 };
-use gaio::{BackendKind, ErrorKind, Results, Watcher};
+use gaio::{BackendKind, ErrorKind, OpId, Results, Watcher};
 
 backends! {
     fn cancel_read(kind: BackendKind) {
@@ -35,6 +35,41 @@ backends! {
         peer.write_all(b"data").unwrap();
         assert_eq!(next(&mut watcher).data(), b"data");
     }
+}
+
+backends! {
+    /// A request is known by the number that it got, wherever in its lane it has come to stand, and
+    /// its deadline goes along.
+    fn cancel_one_that_moved_up(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let never = Duration::from_secs(3600);
+        let mut ops = Vec::new();
+        for i in 0..4 {
+            // The first search makes an index; what follows has to keep it up to date.
+            ops.push(watcher.read_timeout(i, conn, vec![0; 2], never).unwrap());
+            assert!(!watcher.cancel(gone(kind)), "another watcher's");
+        }
+        peer.write_all(b"ab").unwrap();
+        assert_eq!(next(&mut watcher).data(), b"ab");
+        quiet(&mut watcher);
+        assert!(!watcher.cancel(ops[0]), "finished");
+        assert!(watcher.cancel(ops[1]));
+        let res = next(&mut watcher);
+        assert_eq!((res.op, error_kind(&res)), (ops[1], Some(ErrorKind::Cancelled)));
+        assert!(watcher.cancel(ops[3]));
+        let res = next(&mut watcher);
+        assert_eq!((res.op, error_kind(&res)), (ops[3], Some(ErrorKind::Cancelled)));
+        peer.write_all(b"cd").unwrap();
+        let res = next(&mut watcher);
+        assert_eq!((res.context, res.data()), (2, &b"cd"[..]));
+        assert_eq!(watcher.stats().pending, 0);
+    }
+}
+
+/// The number of a request that another watcher had.
+fn gone(kind: BackendKind) -> OpId {
+    let (mut other, conn, _peer) = connected(kind);
+    other.read((), conn, None).unwrap()
 }
 
 /// Runs the watcher until the peer has something to read.

@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -340,6 +340,47 @@ backends! {
                 }
             }
         });
+    }
+}
+
+backends! {
+    /// Connections that always have something to read, and are read again at once, could take all the
+    /// room of a small queue for ever.
+    fn small_queue_starves_nobody(kind: BackendKind) {
+        const HOGS: usize = 40;
+        const OTHERS: usize = 200;
+        let mut watcher = builder(kind).queue_depth(8).build().unwrap();
+        let (mut hogs, mut others) = (HashMap::new(), HashSet::new());
+        for _ in 0..HOGS {
+            let (conn, mut peer) = connect_to(&mut watcher);
+            write_pattern(&mut peer, 0, 1);
+            watcher.read((), conn, None).unwrap();
+            hogs.insert(conn, peer);
+        }
+        let mut kept = Vec::new();
+        for _ in 0..OTHERS {
+            let (conn, mut peer) = connect_to(&mut watcher);
+            write_pattern(&mut peer, 0, 1);
+            watcher.read((), conn, None).unwrap();
+            others.insert(conn);
+            kept.push(peer);
+        }
+        let mut results = Results::new();
+        let mut turns = 0;
+        while !others.is_empty() {
+            turns += 1;
+            assert!(turns < 10 * (HOGS + OTHERS), "{} starve", others.len());
+            turn(&mut watcher, &mut results);
+            for res in results.drain() {
+                assert!(is_pattern(0, res.data()), "{res:?}");
+                if let Some(peer) = hogs.get_mut(&res.conn) {
+                    write_pattern(peer, 0, 1);
+                    watcher.read((), res.conn, None).unwrap();
+                } else {
+                    assert!(others.remove(&res.conn));
+                }
+            }
+        }
     }
 }
 

@@ -65,6 +65,23 @@ backends! {
         assert_eq!(next(&mut watcher).data(), b"later");
     }
 
+    /// The deadline of a request that waits behind others holds when it has become the first.
+    fn deadline_of_one_that_moved_up(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let start = Instant::now();
+        watcher.read(1, conn, None).unwrap();
+        watcher.read_timeout(2, conn, None, ms(50)).unwrap();
+        watcher.read_timeout(3, conn, None, PATIENCE).unwrap();
+        peer.write_all(b"first").unwrap();
+        assert_eq!(next(&mut watcher).data(), b"first");
+        let res = next(&mut watcher);
+        assert!(start.elapsed() >= ms(50));
+        assert_eq!((res.context, error_kind(&res)), (2, Some(ErrorKind::Deadline)));
+        peer.write_all(b"third").unwrap();
+        let res = next(&mut watcher);
+        assert_eq!((res.context, res.data()), (3, &b"third"[..]));
+    }
+
     fn deadline_10k_all_once(kind: BackendKind) {
         const CONNECTIONS: usize = 100;
         const EACH: usize = 100;

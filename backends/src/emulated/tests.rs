@@ -735,8 +735,8 @@ fn connect_to_a_full_unix_backlog_is_retried() {
     assert!(rig.backend.counts().waits - waits <= 4);
     let _first = listener.accept().unwrap();
     let connected = rig.one();
-    let key = Place::new(1, Lane::Write);
-    assert_eq!((connected.at, connected.result), (key, Ok(0)));
+    let at = Place::new(1, Lane::Write);
+    assert_eq!((connected.at, connected.result), (at, Ok(0)));
     let (mut second, _) = listener.accept().unwrap();
     second.write_all(b"hi").unwrap();
     rig.start(1, Lane::Read, Request::ReadSwap);
