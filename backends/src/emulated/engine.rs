@@ -261,15 +261,15 @@ impl Engine {
         }
         entry.flags.set(Flags::from_event(readiness));
         let writes = entry.op(Lane::Write) != Op::Idle;
-        if readiness.readable && !writes {
+        if readiness.has(Readiness::READABLE) && !writes {
             match entry.op(Lane::Read) {
                 Op::ReadSwap => return self.read_swap(slot),
                 Op::ReadStream => return self.read_stream(slot),
                 _ => {}
             }
         }
-        let read = readiness.readable && entry.can_run(Lane::Read);
-        let write = readiness.writable && entry.can_run(Lane::Write);
+        let read = readiness.has(Readiness::READABLE) && entry.can_run(Lane::Read);
+        let write = readiness.has(Readiness::WRITABLE) && entry.can_run(Lane::Write);
         match self.run_ready(slot, read, write) {
             Some(completion) => Step::Completed(completion),
             None => Step::Nothing,

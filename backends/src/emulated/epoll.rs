@@ -126,13 +126,12 @@ impl Epoll {
 
 #[inline]
 fn readiness(events: c_int) -> Readiness {
-    // The end and errors wake both directions: whoever waits there learns it from its call.
-    let over = events & (EPOLLHUP | EPOLLERR) != 0;
-    let beyond_data = over || events & (EPOLLRDHUP | EPOLLPRI) != 0;
-    Readiness {
-        readable: beyond_data || events & EPOLLIN != 0,
-        writable: over || events & EPOLLOUT != 0,
-        beyond_data,
+    let plain = Readiness::READABLE.when(events & EPOLLIN != 0)
+        | Readiness::WRITABLE.when(events & EPOLLOUT != 0);
+    match events & !(EPOLLIN | EPOLLOUT) {
+        0 => plain,
+        rest if rest & (EPOLLHUP | EPOLLERR) != 0 => Readiness::OVER,
+        _ => plain | Readiness::READABLE | Readiness::BEYOND_DATA,
     }
 }
 

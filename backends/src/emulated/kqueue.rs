@@ -148,12 +148,10 @@ fn is_for_reading_only(errno: Errno) -> bool {
 
 #[inline]
 fn readiness(event: &Event) -> Readiness {
-    // The end, on whichever side, wakes both: whoever waits there learns it from its call.
-    let over = event.is_end();
-    Readiness {
-        readable: over || !event.is_write(),
-        writable: over || event.is_write(),
-        beyond_data: over,
+    match (event.is_end(), event.is_write()) {
+        (true, _) => Readiness::OVER,
+        (false, true) => Readiness::WRITABLE,
+        (false, false) => Readiness::READABLE,
     }
 }
 

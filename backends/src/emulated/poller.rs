@@ -1,6 +1,7 @@
 //! What the emulated backend needs from a system's readiness interface. One file a system
 //! implements this; everything else of the backend is the same everywhere.
 
+use std::ops::BitOr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -72,14 +73,44 @@ pub enum Watch {
     Both,
 }
 
-/// What an event says.
+/// What an event says: any of its constants together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Readiness {
+pub struct Readiness(u16);
+
+impl Readiness {
     /// Reading will not block.
-    pub readable: bool,
+    pub const READABLE: Readiness = Readiness(1);
     /// Writing will not block.
-    pub writable: bool,
+    pub const WRITABLE: Readiness = Readiness(1 << 1);
     /// Something came behind the data that a short read can hide: the end, an error, urgent
     /// data. No further event may announce it.
-    pub beyond_data: bool,
+    pub const BEYOND_DATA: Readiness = Readiness(1 << 2);
+    /// The end, or an error: it wakes both directions, and whoever waits there learns it from its
+    /// call.
+    pub const OVER: Readiness = Readiness(0b111);
+
+    /// The same if `holds`, else nothing.
+    #[inline]
+    pub const fn when(self, holds: bool) -> Readiness {
+        Readiness(self.0 * holds as u16)
+    }
+
+    #[inline]
+    pub(super) const fn has(self, other: Readiness) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    #[inline]
+    pub(super) const fn bits(self) -> u16 {
+        self.0
+    }
+}
+
+impl BitOr for Readiness {
+    type Output = Readiness;
+
+    #[inline]
+    fn bitor(self, other: Readiness) -> Readiness {
+        Readiness(self.0 | other.0)
+    }
 }

@@ -67,22 +67,21 @@ pub(super) struct Flags(u16);
 
 impl Flags {
     /// As far as is known, reading (writing) would not block. `ready(lane)` is the one for a lane.
-    pub(super) const READABLE: Flags = Flags(1);
-    pub(super) const WRITABLE: Flags = Flags(1 << 1);
+    pub(super) const READABLE: Flags = Flags::from_event(Readiness::READABLE);
+    pub(super) const WRITABLE: Flags = Flags::from_event(Readiness::WRITABLE);
     /// The lane is in the queue. Belongs to the queue's entry, so it outlives the socket.
     const QUEUED: Flags = Flags(1 << 3);
     /// A retry of the write lane is planned. Outlives the socket, too.
     pub(super) const RETRYING: Flags = Flags(1 << 6);
     /// A short transfer does not prove that nothing is left.
-    pub(super) const DOUBT: Flags = Flags(1 << 2);
+    pub(super) const DOUBT: Flags = Flags::from_event(Readiness::BEYOND_DATA);
     /// Not a socket.
     pub(super) const FILE: Flags = Flags(1 << 8);
     /// Came in blocking mode and goes back in it.
     pub(super) const WAS_BLOCKING: Flags = Flags(1 << 9);
 
     /// All that events can say.
-    pub(super) const ALL_READY: Flags =
-        Flags(Flags::READABLE.0 | Flags::WRITABLE.0 | Flags::DOUBT.0);
+    pub(super) const ALL_READY: Flags = Flags::from_event(Readiness::OVER);
 
     #[inline]
     pub(super) fn ready(lane: Lane) -> Flags {
@@ -96,11 +95,8 @@ impl Flags {
 
     /// What an event says.
     #[inline]
-    pub(super) fn from_event(readiness: Readiness) -> Flags {
-        let readable = u16::from(readiness.readable) * Flags::READABLE.0;
-        let writable = u16::from(readiness.writable) * Flags::WRITABLE.0;
-        let doubt = u16::from(readiness.beyond_data) * Flags::DOUBT.0;
-        Flags(readable | writable | doubt)
+    pub(super) const fn from_event(readiness: Readiness) -> Flags {
+        Flags(readiness.bits())
     }
 
     #[inline]
