@@ -105,6 +105,28 @@ backends! {
         });
     }
 
+    /// A program that takes fewer results than there are, for ever, costs no memory for those that
+    /// it took.
+    fn never_quite_empty(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let mut watcher: Watcher = watcher(kind);
+            let remote = watcher.remote();
+            let mut results = Results::with_capacity(1);
+            remote.post(()).unwrap();
+            let mut rounds = |count| {
+                for _ in 0..count {
+                    remote.post(()).unwrap();
+                    assert_eq!(watcher.wait_io(&mut results).unwrap(), 1);
+                }
+            };
+            rounds(100);
+            let before = Heap::now();
+            rounds(10_000);
+            let bytes = Heap::now().bytes.saturating_sub(before.bytes);
+            assert!(bytes < 10_000, "{bytes} bytes more");
+        });
+    }
+
     fn one_kernel_call_per_turn(kind: BackendKind) {
         in_child(module_path!(), kind, || {
             for connections in [1, 100] {
