@@ -150,6 +150,34 @@ backends! {
         }
     }
 
+    /// A connection that always has data takes all there is, and reads again at once: the other one,
+    /// which waits for a buffer, has its turn before that.
+    fn first_come_first_served(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let mut peers = Vec::new();
+        for index in 0..2 {
+            let (conn, peer) = connect_to(&mut watcher);
+            peer.set_nonblocking(true).unwrap();
+            fill(&peer);
+            watcher.read(index, conn, None).unwrap();
+            peers.push(peer);
+        }
+        let mut counts = [0_usize; 2];
+        let mut results = Results::new();
+        for _ in 0..200 {
+            turn(&mut watcher, &mut results);
+            for res in results.drain() {
+                assert_eq!(res.error, None);
+                counts[res.context] += 1;
+                drop(res.buffer);
+                watcher.read(res.context, res.conn, None).unwrap();
+                fill(&peers[res.context]);
+            }
+        }
+        let [a, b] = counts;
+        assert!(a.abs_diff(b) < 30, "{counts:?} reads");
+    }
+
     fn pool_dry(kind: BackendKind) {
         const CONNECTIONS: usize = 8;
         let mut watcher = one_swap_buffer(kind);
@@ -322,6 +350,11 @@ fn check_kept(kept: Option<(usize, OpResult<usize>)>) {
 }
 
 /// A watcher whose pool is a single small buffer.
+/// Writes until the sockets take no more.
+fn fill(mut peer: &TcpStream) {
+    while peer.write(&[1; 4096]).is_ok() {}
+}
+
 fn one_swap_buffer<C>(kind: BackendKind) -> Watcher<C> {
     let small = builder(kind).swap_buffer_size(4096).swap_buffers(1);
     small.build().unwrap()

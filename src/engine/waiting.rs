@@ -142,6 +142,7 @@ impl<C> Engine<C> {
         }
         let typical = self.waiting.typical_read.max(1);
         let mut count = (room / typical).max(1);
+        let others = self.dirty.len();
         while count > 0
             && let Some(slot) = self.waiting.starved.pop_front()
         {
@@ -156,6 +157,12 @@ impl<C> Engine<C> {
                 count -= 1;
             }
         }
+        // Ahead of newer reads, which would take the room; behind those served before them.
+        let conns = &self.conns;
+        let is_served = |&at: &Place| conns.lane(at).is_some_and(|l| l.stage == Stage::Served);
+        let before = self.dirty[..others].iter().copied();
+        let before = before.take_while(is_served).count();
+        self.dirty[before..].rotate_left(others - before);
     }
 
     /// Learns how much swap reads take; only of interest while some wait.
