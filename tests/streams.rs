@@ -6,6 +6,7 @@ mod common;
 
 use std::io::Write;
 use std::thread;
+use std::time::Duration;
 
 use common::{
     GLANCE, PATIENCE, backends, builder, connect_to, connected, error_kind, is_pattern, next,
@@ -100,6 +101,26 @@ backends! {
         let more = held.iter().map(|res| res.size).sum::<usize>() - bytes;
         assert!(more <= SIZE, "{more} bytes more than {bytes}");
         assert!(held.iter().all(|res| res.op == stream && res.error.is_none()));
+    }
+
+    /// The end of a pause is no result, and no reason to give none: others may have something.
+    fn pausing_hides_nobody(kind: BackendKind) {
+        let mut watcher = builder(kind).stream_window(1000).build().unwrap();
+        let (stream, mut peer) = connect_to(&mut watcher);
+        let (other, mut other_peer) = connect_to(&mut watcher);
+        watcher.read_stream(stream, stream).unwrap();
+        watcher.read(other, other, None).unwrap();
+        quiet(&mut watcher);
+        peer.write_all(&[1; 2000]).unwrap();
+        // With room for no more than what makes it pause.
+        let held = next(&mut watcher);
+        assert_eq!((held.context, held.size), (stream, 2000));
+        other_peer.write_all(b"here").unwrap();
+        thread::sleep(GLANCE);
+        let mut results = Results::new();
+        let count = watcher.wait_io_timeout(&mut results, Duration::ZERO);
+        assert_eq!(count, Ok(1));
+        assert_eq!(results.pop().unwrap().data(), b"here");
     }
 
     /// Nobody drops leases: the stream stops within its window, another connection goes on, and all

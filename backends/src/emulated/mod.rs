@@ -313,8 +313,8 @@ impl<P: Poller> Backend for Emulated<P> {
         let left_events = self.seen < self.collected;
         // Without a call that found none, there may be more to collect.
         let uncollected = self.nested.get() && !self.skipped && self.collected > 0;
-        // Nor does a turn that only looked at what was left know what has come since.
-        let unasked = !self.asked && !self.skipped;
+        // Nor does a turn that did not ask know what has come.
+        let unasked = !self.asked;
         left_events || uncollected || unasked || self.ahead.is_some() || self.engine.has_work()
     }
 
