@@ -33,9 +33,9 @@ pub(super) struct Engine {
     /// Lanes to run in the next turn. Each is here at most once, as `Flags::queued` says; by its
     /// turn there may be nothing left to run on it.
     queue: VecDeque<Place>,
-    /// Completions from outside of `wait`, to be handed out by the next one.
+    /// Writes that were done when they were started, but not whole: handed out by the next `wait`.
     done: VecDeque<Completion>,
-    /// The same of operations that were cancelled, and what they bring.
+    /// Operations that were cancelled, and what their last try brought, in order.
     cancelled: VecDeque<(Completion, Payload)>,
     /// What the last completion brought.
     pub(super) brought: Payload,
@@ -180,8 +180,10 @@ impl Engine {
                 .extend(completion.map(|completion| (completion, payload)));
         }
         if self.op(at) != Op::Idle {
+            // Behind what the last try may have brought.
             let completion = self.finish(at, Err(Errno(libc::ECANCELED)));
-            self.done.extend(completion);
+            self.cancelled
+                .extend(completion.map(|completion| (completion, Payload::None)));
         }
     }
 

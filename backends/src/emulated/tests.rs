@@ -437,6 +437,22 @@ fn cancel_gives_back() {
     assert!(matches!(load, Load::Credit(_)));
 }
 
+/// What a last try brings comes before the end.
+#[test]
+fn cancelled_stream_ends_last() {
+    let mut rig = Rig::new();
+    let mut peer = rig.pair(0);
+    let credit = Load::Credit(Credit::new());
+    rig.start_with(0, Lane::Read, Request::ReadStream, credit);
+    rig.quiet();
+    peer.write_all(b"last words").unwrap();
+    rig.cancel(0, Lane::Read, true);
+    let [step, end] = <[Completed; 2]>::try_from(rig.completions()).unwrap();
+    assert_eq!((step.more, end.more), (true, false));
+    assert_eq!(errno(&end), libc::ECANCELED);
+    assert_eq!(lease(step)[..], *b"last words");
+}
+
 #[test]
 fn cancelled_slot_serves_its_next_life() {
     let mut rig = Rig::new();
