@@ -46,7 +46,10 @@ impl<C> Engine<C> {
             }
         }
         for (at, key) in postponed {
-            self.deadlines.insert(key, at);
+            // Unless it ended meanwhile, with the connect that it waited for.
+            if self.conns.request(key).is_some_and(|p| p.has_deadline) {
+                self.deadlines.insert(key, at);
+            }
         }
         any
     }
