@@ -41,6 +41,7 @@ use std::time::Instant;
 pub use address::Address;
 pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
+pub(crate) use loads::LoadTable;
 pub use loads::{Load, Loads};
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
 pub use slots::reserve_gently;
@@ -101,7 +102,7 @@ pub trait Backend {
     fn room(&self) -> usize;
 
     /// What the lanes' operations carry.
-    fn loads(&mut self) -> &mut Loads;
+    fn loads(&mut self) -> Loads<'_>;
 
     /// Starts an operation on an idle lane. A backend may do its work right here, if that does not
     /// block. Success and failure come as its completion.

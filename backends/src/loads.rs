@@ -39,7 +39,7 @@ pub enum Load {
 /// The loads of all operations that carry something. A lane that never carried anything has no
 /// entry: idle connections with a swap read are many.
 #[derive(Default)]
-pub struct Loads {
+pub(crate) struct LoadTable {
     lanes: [Vec<Entry>; 2],
     extras: Slab<Extra>,
     /// Kept for the next vectored write.
@@ -49,6 +49,18 @@ pub struct Loads {
     )]
     idle_batches: Vec<Box<Batch>>,
 }
+
+/// What the watcher may do with the loads of a backend: put them in and take them out, one by one. The
+/// table itself is out of its reach, or it could be dropped, or exchanged for another backend's, while
+/// the kernel writes to it.
+///
+/// ```compile_fail,E0277
+/// fn lose(backend: &mut impl gaio_backends::Backend) {
+///     drop(std::mem::take(&mut *backend.loads()));
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Loads<'a>(&'a mut LoadTable);
 
 /// Laid out for what nearly all operations carry: a buffer.
 struct Entry {
@@ -96,14 +108,14 @@ impl Load {
     }
 }
 
-impl Loads {
+impl<'a> Loads<'a> {
     /// Gives a lane its load. Ignored while its operation runs.
     pub fn put(&mut self, at: Place, load: Load) {
         match load {
             Load::None => {}
             Load::Buffer(buffer) => self.put_buffer(at, buffer, 0),
-            Load::Credit(credit) => self.put_extra(at, Extra::Credit(credit), 0),
-            Load::Address(address) => self.put_extra(at, Extra::Address(address), 0),
+            Load::Credit(credit) => self.0.put_extra(at, Extra::Credit(credit), 0),
+            Load::Address(address) => self.0.put_extra(at, Extra::Address(address), 0),
         }
     }
 
@@ -116,7 +128,7 @@ impl Loads {
     /// The same; the caller says how long the buffer is.
     #[inline(always)]
     pub fn put_part(&mut self, at: Place, buffer: Buffer, done: usize, total: usize) {
-        if let Some(entry) = self.reach(at) {
+        if let Some(entry) = self.0.reach(at) {
             entry.done = done;
             entry.total = total;
             entry.buffer.replace_with(buffer);
@@ -126,9 +138,82 @@ impl Loads {
     /// Gives a lane several buffers to write as one, of the first of which `done` bytes were written
     /// before; at most [`WRITES_MAX`](crate::WRITES_MAX). They are taken out of `buffers`.
     pub fn put_many(&mut self, at: Place, buffers: &mut Vec<Buffer>, done: usize) {
-        let mut batch = self.idle_batches.pop().unwrap_or_default();
+        let mut batch = self.0.idle_batches.pop().unwrap_or_default();
         batch.fill(buffers, done);
-        self.put_extra(at, Extra::Batch(batch), done);
+        self.0.put_extra(at, Extra::Batch(batch), done);
+    }
+
+    /// Takes a lane's load, and how many bytes were transferred. Nothing while its operation runs.
+    pub fn take(&mut self, at: Place) -> (Load, usize) {
+        let (buffer, done) = self.take_buffer(at);
+        let load = match self.0.take_extra(at) {
+            Some(Extra::Credit(credit)) => Load::Credit(credit),
+            Some(Extra::Address(address)) => Load::Address(address),
+            Some(Extra::RawAddress(_) | Extra::Batch(_)) => Load::None,
+            None if buffer.is_empty() => Load::None,
+            None => Load::Buffer(buffer),
+        };
+        (load, done)
+    }
+
+    /// The same of a lane that carries a buffer or nothing.
+    #[inline(always)]
+    pub fn take_buffer(&mut self, at: Place) -> (Buffer, usize) {
+        match self.0.entry_mut(at) {
+            Some(entry) if !entry.busy => {
+                let buffer = std::mem::take(&mut entry.buffer);
+                (buffer, std::mem::take(&mut entry.done))
+            }
+            _ => (Buffer::EMPTY, 0),
+        }
+    }
+
+    /// Drops what a lane carries beside a buffer. Nothing while its operation runs.
+    #[inline(always)]
+    pub fn clear(&mut self, at: Place) {
+        if self.0.entry(at).is_some_and(|entry| entry.extra != NONE) {
+            drop(self.0.take_extra(at));
+        }
+    }
+
+    /// Takes the buffers of a vectored write into `buffers`, in order; how many bytes of the first
+    /// were written before it. Nothing while it runs, or if it is none.
+    pub fn take_many(&mut self, at: Place, buffers: &mut Vec<Buffer>) -> usize {
+        let Some(Extra::Batch(mut batch)) = self.0.take_extra(at) else {
+            return 0;
+        };
+        batch.empty(buffers);
+        if self.0.idle_batches.len() < BATCHES_KEPT {
+            self.0.idle_batches.push(batch);
+        }
+        let done = self.0.entry_mut(at).map(|entry| &mut entry.done);
+        done.map_or(0, std::mem::take)
+    }
+
+    /// Notes that `len` more bytes were transferred. Returns whether that was all there was.
+    #[inline(always)]
+    pub fn advance(&mut self, at: Place, len: usize) -> bool {
+        match self.0.entry_mut(at) {
+            Some(entry) => {
+                entry.done += len;
+                entry.done >= entry.total
+            }
+            None => true,
+        }
+    }
+
+    /// The account of a stream.
+    #[inline]
+    pub fn credit(self, at: Place) -> Option<&'a Credit> {
+        self.0.credit(at)
+    }
+}
+
+impl LoadTable {
+    /// What the watcher gets to see.
+    #[inline(always)]
+    pub(crate) fn as_loads(&mut self) -> Loads<'_> {
+        Loads(self)
     }
 
     fn put_extra(&mut self, at: Place, extra: Extra, done: usize) {
@@ -157,39 +242,6 @@ impl Loads {
         (!entry.busy).then_some(entry)
     }
 
-    /// Takes a lane's load, and how many bytes were transferred. Nothing while its operation runs.
-    pub fn take(&mut self, at: Place) -> (Load, usize) {
-        let (buffer, done) = self.take_buffer(at);
-        let load = match self.take_extra(at) {
-            Some(Extra::Credit(credit)) => Load::Credit(credit),
-            Some(Extra::Address(address)) => Load::Address(address),
-            Some(Extra::RawAddress(_) | Extra::Batch(_)) => Load::None,
-            None if buffer.is_empty() => Load::None,
-            None => Load::Buffer(buffer),
-        };
-        (load, done)
-    }
-
-    /// The same of a lane that carries a buffer or nothing.
-    #[inline(always)]
-    pub fn take_buffer(&mut self, at: Place) -> (Buffer, usize) {
-        match self.entry_mut(at) {
-            Some(entry) if !entry.busy => {
-                let buffer = std::mem::take(&mut entry.buffer);
-                (buffer, std::mem::take(&mut entry.done))
-            }
-            _ => (Buffer::EMPTY, 0),
-        }
-    }
-
-    /// Drops what a lane carries beside a buffer. Nothing while its operation runs.
-    #[inline(always)]
-    pub fn clear(&mut self, at: Place) {
-        if self.entry(at).is_some_and(|entry| entry.extra != NONE) {
-            drop(self.take_extra(at));
-        }
-    }
-
     #[cold]
     fn take_extra(&mut self, at: Place) -> Option<Extra> {
         let entry = self.entry_mut(at).filter(|entry| !entry.busy)?;
@@ -197,35 +249,9 @@ impl Loads {
         self.extras.try_remove(extra as usize)
     }
 
-    /// Takes the buffers of a vectored write into `buffers`, in order; how many bytes of the first
-    /// were written before it. Nothing while it runs, or if it is none.
-    pub fn take_many(&mut self, at: Place, buffers: &mut Vec<Buffer>) -> usize {
-        let Some(Extra::Batch(mut batch)) = self.take_extra(at) else {
-            return 0;
-        };
-        batch.empty(buffers);
-        if self.idle_batches.len() < BATCHES_KEPT {
-            self.idle_batches.push(batch);
-        }
-        let done = self.entry_mut(at).map(|entry| &mut entry.done);
-        done.map_or(0, std::mem::take)
-    }
-
-    /// Notes that `len` more bytes were transferred. Returns whether that was all there was.
-    #[inline(always)]
-    pub fn advance(&mut self, at: Place, len: usize) -> bool {
-        match self.entry_mut(at) {
-            Some(entry) => {
-                entry.done += len;
-                entry.done >= entry.total
-            }
-            None => true,
-        }
-    }
-
     /// The account of a stream.
     #[inline]
-    pub fn credit(&self, at: Place) -> Option<&Credit> {
+    pub(crate) fn credit(&self, at: Place) -> Option<&Credit> {
         match self.extra(at)? {
             Extra::Credit(credit) => Some(credit),
             _ => None,
@@ -349,7 +375,7 @@ impl Loads {
     }
 }
 
-impl fmt::Debug for Loads {
+impl fmt::Debug for LoadTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Loads({} busy)", self.busy_count())
     }

@@ -184,7 +184,7 @@ impl<C> Engine<C> {
 
     /// The second request of a lane becomes the first.
     #[cold]
-    fn promote(&mut self, loads: &mut Loads, at: Place) {
+    fn promote(&mut self, mut loads: Loads<'_>, at: Place) {
         let Some((key, next)) = self.conns.take_next(at) else {
             return;
         };

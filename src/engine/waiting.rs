@@ -175,7 +175,7 @@ impl<C> Engine<C> {
     }
 
     /// Whether a stream has more leases out than its window allows.
-    pub(super) fn is_over_window(&self, loads: &Loads, at: Place) -> bool {
+    pub(super) fn is_over_window(&self, loads: Loads<'_>, at: Place) -> bool {
         let leased = loads.credit(at).map_or(0, Credit::leased_bytes);
         leased > self.stream_window
     }

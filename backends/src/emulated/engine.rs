@@ -12,7 +12,7 @@ use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::{Pool, SwapBuf};
-use crate::{Buffer, Completion, Counts, Lane, Loads, Payload, Place, Request, sys};
+use crate::{Buffer, Completion, Counts, Lane, LoadTable, Payload, Place, Request, sys};
 
 /// What came of an event.
 pub(super) enum Step {
@@ -29,7 +29,7 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) slots: Vec<Slot>,
-    pub(super) loads: Loads,
+    pub(super) loads: LoadTable,
     /// Lanes to run in the next turn. Each is here at most once, as `Flags::queued` says; by its
     /// turn there may be nothing left to run on it.
     queue: VecDeque<Place>,
@@ -55,7 +55,7 @@ impl Engine {
     pub(super) fn new(pool: Pool) -> Self {
         Engine {
             slots: Vec::new(),
-            loads: Loads::default(),
+            loads: LoadTable::default(),
             queue: VecDeque::new(),
             done: VecDeque::new(),
             cancelled: VecDeque::new(),

@@ -188,8 +188,8 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 
     #[inline]
-    fn loads(&mut self) -> &mut Loads {
-        &mut self.engine.loads
+    fn loads(&mut self) -> Loads<'_> {
+        self.engine.loads.as_loads()
     }
 
     #[inline(always)]

@@ -24,8 +24,8 @@ use crate::error::{Errno, Refusal};
 use crate::swap::{Filling, Pool};
 use crate::wake::{Bell, Waker};
 use crate::{
-    Backend, Buffer, Completion, Counts, Lane, Loads, Options, Payload, Place, Request, Sink,
-    SocketKind, Until,
+    Backend, Buffer, Completion, Counts, Lane, LoadTable, Loads, Options, Payload, Place, Request,
+    Sink, SocketKind, Until,
 };
 
 /// How often the kernel runs within one sleep before nothing is expected to happen any more: more
@@ -38,7 +38,7 @@ const DELAY_MAX: usize = 8;
 pub struct Sim {
     world: World,
     slots: Vec<Option<Seat>>,
-    loads: Loads,
+    loads: LoadTable,
     pool: Pool,
     filling: Option<Filling>,
     /// In order, so that a seed replays.
@@ -100,7 +100,7 @@ impl Sim {
         Ok(Sim {
             world,
             slots: Vec::new(),
-            loads: Loads::default(),
+            loads: LoadTable::default(),
             pool: options.pool(&waker),
             filling: None,
             running: BTreeMap::new(),
@@ -250,8 +250,8 @@ impl Backend for Sim {
         if state.fault(4) { state.below(4) } else { 64 }
     }
 
-    fn loads(&mut self) -> &mut Loads {
-        &mut self.loads
+    fn loads(&mut self) -> Loads<'_> {
+        self.loads.as_loads()
     }
 
     fn start(&mut self, at: Place, request: Request) {

@@ -1,5 +1,5 @@
 //! What the kernel works on: the socket of each slot, and which operation runs on each of its lanes.
-//! Small, because idle connections are many. What an operation carries is in `Loads`.
+//! Small, because idle connections are many. What an operation carries is in `LoadTable`.
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};

@@ -41,7 +41,7 @@ use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counts, Loads, Options, Payload, Place, PoolUse, Request, Sink,
+    Backend, Completion, Counts, LoadTable, Loads, Options, Payload, Place, PoolUse, Request, Sink,
     SocketKind, Until,
 };
 
@@ -72,7 +72,7 @@ pub struct Uring {
     pool: Pool,
     polled: Polled,
     in_flight: InFlight,
-    loads: ManuallyDrop<Loads>,
+    loads: ManuallyDrop<LoadTable>,
     /// Completions that need no kernel.
     immediate: VecDeque<Completion>,
     /// What the last completion brought.
@@ -377,8 +377,8 @@ impl Backend for Uring {
     }
 
     #[inline]
-    fn loads(&mut self) -> &mut Loads {
-        &mut self.loads
+    fn loads(&mut self) -> Loads<'_> {
+        self.loads.as_loads()
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use super::Uring;
 use super::buffer_ring::BufferRing;
 use crate::error::Errno;
 use crate::sys;
-use crate::{Backend, Interest, Lane, Loads};
+use crate::{Backend, Interest, Lane, LoadTable};
 
 /// How long the end may take. It takes microseconds unless something is wrong.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -57,7 +57,7 @@ impl Tombstone {
 /// What the kernel may still write to, or read from, after its ring was closed.
 struct Remains {
     tombstone: Tombstone,
-    _loads: Loads,
+    _loads: LoadTable,
     _buffers: BufferRing,
     _wake_count: Box<u64>,
 }
