@@ -54,7 +54,7 @@ pub(crate) struct LoadTable {
 /// table itself is out of its reach, or it could be dropped, or exchanged for another backend's, while
 /// the kernel writes to it.
 ///
-/// ```compile_fail,E0277
+/// ```compile_fail,E0614
 /// fn lose(backend: &mut impl gaio_backends::Backend) {
 ///     drop(std::mem::take(&mut *backend.loads()));
 /// }
