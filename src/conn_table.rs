@@ -227,7 +227,7 @@ impl<C> ConnTable<C> {
     pub(crate) fn place_of(&self, key: Key) -> Option<Place> {
         match key.kind() {
             Position::First(at) => Some(at),
-            Position::Queued(number) => self.behind.get(number as usize)?.lane,
+            Position::Queued(number) => self.behind.get(number as usize)?.at,
         }
     }
 
@@ -250,7 +250,7 @@ impl<C> ConnTable<C> {
         let queued = self.behind.get(number as usize)?;
         match self.behind.get(queued.prev as usize) {
             Some(before) => Some(&before.pending),
-            None => self.lane(queued.lane?)?.first.as_ref(),
+            None => self.lane(queued.at?)?.first.as_ref(),
         }
     }
 
@@ -269,10 +269,7 @@ impl<C> ConnTable<C> {
 
     /// The keys of all timers.
     pub(crate) fn timers(&self) -> Vec<Key> {
-        let timers = self
-            .behind
-            .iter()
-            .filter(|(_, queued)| queued.lane.is_none());
+        let timers = self.behind.iter().filter(|(_, queued)| queued.at.is_none());
         timers
             .map(|(number, _)| Key::queued(number as u32))
             .collect()
@@ -301,14 +298,14 @@ impl<C> ConnTable<C> {
         key
     }
 
-    fn insert(&mut self, pending: Pending<C>, load: Load, lane: Option<Place>, prev: u32) -> Key {
+    fn insert(&mut self, pending: Pending<C>, load: Load, at: Option<Place>, prev: u32) -> Key {
         if self.behind.len() == self.behind.capacity() {
             self.behind.reserve_exact((self.behind.len() / 16).max(32));
         }
         Key::queued(self.behind.insert(Queued {
             pending,
             load,
-            lane,
+            at,
             done: 0,
             next: NONE,
             prev,
@@ -328,7 +325,7 @@ impl<C> ConnTable<C> {
             return None;
         };
         let queued = self.behind.try_remove(number as usize)?;
-        let Some(at) = queued.lane else {
+        let Some(at) = queued.at else {
             return Some(queued);
         };
         match self.behind.get_mut(queued.prev as usize) {

@@ -260,7 +260,7 @@ pub(crate) struct Queued<C> {
     /// Bytes of it that were written.
     pub(crate) done: usize,
     /// Its lane; none for a timer.
-    pub(crate) lane: Option<Place>,
+    pub(crate) at: Option<Place>,
     /// Neighbours in its lane.
     pub(crate) next: u32,
     pub(crate) prev: u32,

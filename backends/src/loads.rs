@@ -128,6 +128,7 @@ impl<'a> Loads<'a> {
     /// The same; the caller says how long the buffer is.
     #[inline(always)]
     pub fn put_part(&mut self, at: Place, buffer: Buffer, done: usize, total: usize) {
+        debug_assert_eq!(total, buffer.len());
         if let Some(entry) = self.0.reach(at) {
             entry.done = done;
             entry.total = total;
@@ -144,7 +145,8 @@ impl<'a> Loads<'a> {
     }
 
     /// Takes a lane's load, and how many bytes were transferred. Nothing while its operation runs.
-    pub fn take(&mut self, at: Place) -> (Load, usize) {
+    #[cfg(test)]
+    pub(crate) fn take(&mut self, at: Place) -> (Load, usize) {
         let (buffer, done) = self.take_buffer(at);
         let load = match self.0.take_extra(at) {
             Some(Extra::Credit(credit)) => Load::Credit(credit),
@@ -156,7 +158,8 @@ impl<'a> Loads<'a> {
         (load, done)
     }
 
-    /// The same of a lane that carries a buffer or nothing.
+    /// Takes a lane's buffer, if it carries one, and how many bytes were transferred. Nothing while its
+    /// operation runs.
     #[inline(always)]
     pub fn take_buffer(&mut self, at: Place) -> (Buffer, usize) {
         match self.0.entry_mut(at) {

@@ -2,12 +2,13 @@
 //!
 //! Order, queueing, deadlines, closing and generations live here, once, for all backends. The
 //! backend is handed at most one operation a lane; everything else waits in the lane's queue.
-//! `accept` takes requests, `start` hands them to the backend, `complete` takes completions, `ending`
-//! ends requests before their time. This file gives out their last results.
+//! `accept` takes requests, `start` hands them to the backend, `sink` and `complete` take completions,
+//! `ending` ends requests before their time. This file gives out their last results.
 
 mod accept;
 mod complete;
 mod ending;
+mod sink;
 mod start;
 mod waiting;
 
@@ -151,7 +152,7 @@ impl<C> Engine<C> {
         if let What::Read | What::ReadFull = queued.pending.what {
             buffer.set_filled(done);
         }
-        let conn = queued.lane.and_then(|at| self.conns.get(at.slot()));
+        let conn = queued.at.and_then(|at| self.conns.get(at.slot()));
         let conn = conn.map_or(Conn::NONE, |state| state.conn);
         self.forget(key, queued.pending.op, queued.pending.has_deadline, error);
         self.emit_last(conn, queued.pending, error, buffer, done);

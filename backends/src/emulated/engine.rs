@@ -93,19 +93,11 @@ impl Engine {
         Some((socket, flags))
     }
 
-    /// Takes an operation. It runs at once or in the next turn if its lane is thought ready, else
-    /// when an event says so.
-    #[inline(always)]
+    /// Takes an operation. It runs in the next turn if its lane is thought ready, else when an event
+    /// says so.
     pub(super) fn start(&mut self, at: Place, request: Request) {
         match request {
-            Request::ReadSwap => self.record(at, Op::ReadSwap),
-            request => self.start_other(at, request),
-        }
-    }
-
-    fn start_other(&mut self, at: Place, request: Request) {
-        match request {
-            Request::ReadSwap => self.record(at, Op::ReadSwap),
+            Request::ReadSwap => self.start_read_swap(at),
             Request::Write | Request::WriteMany => self.start_busy(at, Op::Write),
             Request::Read => self.start_busy(at, Op::Read),
             Request::ReadStream => self.start_busy(at, Op::ReadStream),
@@ -114,6 +106,11 @@ impl Engine {
             Request::Connect => self.start_regardless(at, Op::Connect),
             Request::Ready(_) => self.start_regardless(at, Op::Ready),
         }
+    }
+
+    #[inline]
+    pub(super) fn start_read_swap(&mut self, at: Place) {
+        self.record(at, Op::ReadSwap);
     }
 
     fn start_busy(&mut self, at: Place, op: Op) {
@@ -154,7 +151,12 @@ impl Engine {
             match entry.source().write(entry.fd(), rest) {
                 Ok(len) if len == rest.len() => {
                     self.wrote_at_once = true;
-                    return self.loads.end_whole(at, transferred(len));
+                    let whole = self.loads.end_whole(at, transferred(len));
+                    if whole.is_none() {
+                        let part = Completion::last(at, Ok(transferred(len)));
+                        self.done.push_back(part);
+                    }
+                    return whole;
                 }
                 // The next turn finds out how to wait.
                 Err(Errno(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM)) => {}

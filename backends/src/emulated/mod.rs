@@ -101,7 +101,7 @@ impl<P: Poller> Emulated<P> {
     }
 
     #[inline]
-    fn collect(&mut self, until: Until) -> Result<(), Errno> {
+    fn ask(&mut self, until: Until) -> Result<(), Errno> {
         self.asked = true;
         self.engine.counts.waits += 1;
         (self.seen, self.collected) = (0, 0);
@@ -140,7 +140,7 @@ impl<P: Poller> Emulated<P> {
         }
         self.rounds -= 1;
         // An error shows again in the next turn.
-        self.collect(Until::Now).is_ok() && self.collected > 0
+        self.ask(Until::Now).is_ok() && self.collected > 0
     }
 }
 
@@ -192,14 +192,13 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.loads.as_loads()
     }
 
-    #[inline(always)]
     fn start(&mut self, at: Place, request: Request) {
         self.engine.start(at, request);
     }
 
     #[inline(always)]
     fn start_read_swap(&mut self, at: Place) -> bool {
-        self.engine.start(at, Request::ReadSwap);
+        self.engine.start_read_swap(at);
         true
     }
 
@@ -252,7 +251,7 @@ impl<P: Poller> Backend for Emulated<P> {
         if self.nested.get() {
             self.rounds = ROUNDS_MAX;
         }
-        self.collect(until)
+        self.ask(until)
     }
 
     fn next(&mut self) -> Option<Completion> {

@@ -32,8 +32,49 @@ struct Completed {
     payload: Payload,
 }
 
+/// Takes completions as the watcher does.
+#[derive(Default)]
+struct Gathered(Vec<Completed>);
+
+impl Sink<Emulated<System>> for Gathered {
+    fn received(&mut self, backend: &mut Emulated<System>, at: Place, lease: SwapBuf) {
+        let last = Completion::last(at, Ok(lease.len() as u32));
+        self.completed(backend, last, Payload::Lease(lease));
+    }
+
+    fn streamed(&mut self, backend: &mut Emulated<System>, at: Place, lease: SwapBuf) {
+        let step = Completion {
+            more: true,
+            ..Completion::last(at, Ok(lease.len() as u32))
+        };
+        self.completed(backend, step, Payload::Lease(lease));
+    }
+
+    /// The buffer goes back, to be looked at.
+    fn wrote(&mut self, backend: &mut Emulated<System>, at: Place, buffer: Buffer, size: usize) {
+        backend.loads().put_buffer(at, buffer, 0);
+        self.completed(
+            backend,
+            Completion::last(at, Ok(size as u32)),
+            Payload::None,
+        );
+    }
+
+    fn completed(&mut self, _: &mut Emulated<System>, completion: Completion, payload: Payload) {
+        let Completion { at, more, result } = completion;
+        self.0.push(Completed {
+            at,
+            more,
+            result,
+            payload,
+        });
+    }
+}
+
 struct Rig {
     backend: Emulated<System>,
+    /// Writes that were over when they were started.
+    at_once: Gathered,
     /// What the last `wait` returned.
     more: bool,
 }
@@ -50,6 +91,7 @@ impl Rig {
         };
         Rig {
             backend: Emulated::new(&options).expect("a poller"),
+            at_once: Gathered::default(),
             more: false,
         }
     }
@@ -84,8 +126,11 @@ impl Rig {
 
     fn write(&mut self, slot: u32, bytes: impl Into<Buffer>) {
         self.take(slot, Lane::Write);
-        let load = Load::Buffer(bytes.into());
-        self.start_with(slot, Lane::Write, Request::Write, load);
+        let at = Place::new(slot, Lane::Write);
+        self.backend.loads().put(at, Load::Buffer(bytes.into()));
+        if let Some((buffer, size)) = self.backend.start_write(at) {
+            self.at_once.wrote(&mut self.backend, at, buffer, size);
+        }
     }
 
     fn cancel(&mut self, slot: u32, lane: Lane, last_try: bool) {
@@ -107,17 +152,11 @@ impl Rig {
     /// One turn.
     fn turn(&mut self, until: Until, max: usize) -> Vec<Completed> {
         self.backend.wait(until).unwrap();
-        let next = |_| {
-            let Completion { at, more, result } = self.backend.next()?;
-            let payload = self.backend.payload();
-            Some(Completed {
-                at,
-                more,
-                result,
-                payload,
-            })
-        };
-        let all = (0..max).map_while(next).collect();
+        let mut gathered = std::mem::take(&mut self.at_once);
+        // As the watcher, which always has room for one more.
+        let room = max.saturating_sub(gathered.0.len()).max(1);
+        self.backend.collect(room, &mut gathered);
+        let all = gathered.0;
         self.more = self.backend.has_work();
         all
     }

@@ -41,8 +41,8 @@ use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Completion, Counts, LoadTable, Loads, Options, Payload, Place, PoolUse, Request, Sink,
-    SocketKind, Until,
+    Backend, Buffer, Completion, Counts, LoadTable, Loads, Options, Payload, Place, PoolUse,
+    Request, Sink, SocketKind, Until,
 };
 
 /// The one group of provided buffers.
@@ -192,12 +192,16 @@ impl Uring {
     unsafe fn launch(&mut self, at: Place, op: Op, entry: squeue::Entry) {
         let socket = self.in_flight.get_mut(at.slot());
         if socket.is_some_and(|socket| socket.begin(at.lane(), op)) {
-            self.loads.begin(at);
-            // SAFETY: as the caller says; the load is busy now.
+            // A swap read uses no load.
+            if op != Op::RecvSwap {
+                self.loads.begin(at);
+            }
+            // SAFETY: as the caller says; the load, if there is one, is busy now.
             unsafe { self.push(entry.user_data(u64::from(at.number()))) };
         }
     }
 
+    /// A swap read, in the fewest steps.
     #[inline(always)]
     fn start_receive(&mut self, at: Place) {
         let Some(socket) = self.in_flight.get_mut(at.slot()) else {
@@ -213,6 +217,7 @@ impl Uring {
         }
     }
 
+    /// A single write, likewise.
     #[inline(always)]
     fn start_send(&mut self, at: Place) {
         let Some(socket) = self.in_flight.get_mut(at.slot()) else {
@@ -229,7 +234,8 @@ impl Uring {
         }
     }
 
-    fn start_other(&mut self, at: Place, request: Request) {
+    /// Any operation.
+    fn start_any(&mut self, at: Place, request: Request) {
         let Some(&socket) = self.in_flight.get(at.slot()) else {
             return;
         };
@@ -367,6 +373,15 @@ impl Backend for Uring {
         free.saturating_sub(OWN_ENTRIES + self.deferred.len())
     }
 
+    #[inline]
+    fn loads(&mut self) -> Loads<'_> {
+        self.loads.as_loads()
+    }
+
+    fn start(&mut self, at: Place, request: Request) {
+        self.start_any(at, request);
+    }
+
     #[inline(always)]
     fn start_read_swap(&mut self, at: Place) -> bool {
         let has_room = self.submission.len() < self.starts_max && self.deferred.is_empty();
@@ -376,18 +391,10 @@ impl Backend for Uring {
         has_room
     }
 
-    #[inline]
-    fn loads(&mut self) -> Loads<'_> {
-        self.loads.as_loads()
-    }
-
     #[inline(always)]
-    fn start(&mut self, at: Place, request: Request) {
-        match request {
-            Request::ReadSwap => self.start_receive(at),
-            Request::Write => self.start_send(at),
-            request => self.start_other(at, request),
-        }
+    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
+        self.start_send(at);
+        None
     }
 
     /// What was started in this turn has its try before: the ring keeps the order.
