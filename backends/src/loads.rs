@@ -42,6 +42,9 @@ pub enum Load {
 pub(crate) struct LoadTable {
     lanes: [Vec<Entry>; 2],
     extras: Slab<Extra>,
+    /// The accounts of streams, by slot: apart, so that an idle stream is small. The kernel does not
+    /// use them.
+    credits: Vec<Option<Credit>>,
     /// Kept for the next vectored write.
     #[expect(
         clippy::vec_box,
@@ -77,7 +80,6 @@ struct Entry {
 
 /// Loads that are no buffers.
 enum Extra {
-    Credit(Credit),
     Address(Box<Address>),
     /// Where to connect to, as the kernel reads it.
     RawAddress(Box<SockAddr>),
@@ -114,7 +116,7 @@ impl<'a> Loads<'a> {
         match load {
             Load::None => {}
             Load::Buffer(buffer) => self.put_buffer(at, buffer, 0),
-            Load::Credit(credit) => self.0.put_extra(at, Extra::Credit(credit), 0),
+            Load::Credit(credit) => self.0.put_credit(at, credit),
             Load::Address(address) => self.0.put_extra(at, Extra::Address(address), 0),
         }
     }
@@ -148,8 +150,10 @@ impl<'a> Loads<'a> {
     #[cfg(test)]
     pub(crate) fn take(&mut self, at: Place) -> (Load, usize) {
         let (buffer, done) = self.take_buffer(at);
+        if let Some(credit) = self.0.take_credit(at) {
+            return (Load::Credit(credit), done);
+        }
         let load = match self.0.take_extra(at) {
-            Some(Extra::Credit(credit)) => Load::Credit(credit),
             Some(Extra::Address(address)) => Load::Address(address),
             Some(Extra::RawAddress(_) | Extra::Batch(_)) => Load::None,
             None if buffer.is_empty() => Load::None,
@@ -174,6 +178,7 @@ impl<'a> Loads<'a> {
     /// Drops what a lane carries beside a buffer. Nothing while its operation runs.
     #[inline(always)]
     pub fn clear(&mut self, at: Place) {
+        drop(self.0.take_credit(at));
         if self.0.entry(at).is_some_and(|entry| entry.extra != NONE) {
             drop(self.0.take_extra(at));
         }
@@ -252,12 +257,30 @@ impl LoadTable {
         self.extras.try_remove(extra as usize)
     }
 
+    fn put_credit(&mut self, at: Place, credit: Credit) {
+        debug_assert_eq!(at.lane(), Lane::Read);
+        let index = at.slot() as usize;
+        if index >= self.credits.len() {
+            grow_gently(&mut self.credits, index, || None);
+        }
+        if let Some(place) = self.credits.get_mut(index) {
+            *place = Some(credit);
+        }
+    }
+
+    fn take_credit(&mut self, at: Place) -> Option<Credit> {
+        match at.lane() {
+            Lane::Read => self.credits.get_mut(at.slot() as usize)?.take(),
+            Lane::Write => None,
+        }
+    }
+
     /// The account of a stream.
     #[inline]
     pub(crate) fn credit(&self, at: Place) -> Option<&Credit> {
-        match self.extra(at)? {
-            Extra::Credit(credit) => Some(credit),
-            _ => None,
+        match at.lane() {
+            Lane::Read => self.credits.get(at.slot() as usize)?.as_ref(),
+            Lane::Write => None,
         }
     }
 
