@@ -324,6 +324,7 @@ impl LoadTable {
     }
 
     /// The same, and the operation starts that writes it.
+    #[cfg(gaio_uring)]
     #[inline(always)]
     pub(crate) fn begin_write(&mut self, at: Place) -> &[u8] {
         match self.entry_mut(at) {
