@@ -357,7 +357,8 @@ impl LoadTable {
     /// What a write has still to write, be it one or several, as the simulated kernel sees it.
     #[cfg(feature = "sim")]
     pub(crate) fn parts(&self, at: Place) -> Vec<&[u8]> {
-        match self.extra(at) {
+        let extra = self.entry(at).map(|entry| entry.extra as usize);
+        match extra.and_then(|extra| self.extras.get(extra)) {
             Some(Extra::Batch(batch)) => batch.parts().collect(),
             _ => vec![self.unwritten(at)],
         }
@@ -373,11 +374,6 @@ impl LoadTable {
             Extra::RawAddress(raw) => Ok(raw),
             _ => Err(Errno(libc::EDESTADDRREQ)),
         }
-    }
-
-    #[inline(always)]
-    fn extra(&self, at: Place) -> Option<&Extra> {
-        self.extras.get(self.entry(at)?.extra as usize)
     }
 
     #[inline(always)]
