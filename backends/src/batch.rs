@@ -1,8 +1,11 @@
 //! `Batch`: several writes of one connection that go to the kernel in one vectored call.
 
 use std::fmt;
+use std::os::fd::RawFd;
 
 use crate::buffer::Buffer;
+use crate::error::Errno;
+use crate::sys;
 
 /// Buffers to write, where their bytes are, and the message header that names them. Kept and used
 /// again, so that queued writes allocate nothing in the long run.
@@ -53,9 +56,17 @@ impl Batch {
         &raw mut self.header
     }
 
-    /// The same for `writev(2)`.
-    pub(crate) fn iovecs(&self) -> &[libc::iovec] {
-        &self.iovecs
+    /// Sends as much of it as goes without blocking, by `sendmsg(2)`.
+    pub(crate) fn send(&mut self, fd: RawFd) -> Result<usize, Errno> {
+        let header = self.header();
+        // SAFETY: the header and the vectors are this value's, and so are the buffers that they name.
+        unsafe { sys::send_message(fd, header) }
+    }
+
+    /// The same by `writev(2)`, to what is no socket and is in non-blocking mode.
+    pub(crate) fn write(&self, fd: RawFd) -> Result<usize, Errno> {
+        // SAFETY: the vectors name buffers of this value.
+        unsafe { sys::write_vectors(fd, &self.iovecs) }
     }
 
     /// What is to be written, as the simulated kernel sees it.

@@ -23,7 +23,6 @@ use socket2::{SockAddr, SockRef, Socket, Type};
 #[cfg(gaio_uring)]
 use crate::Until;
 use crate::address::Address;
-use crate::batch::Batch;
 use crate::error::Errno;
 use crate::{Interest, SocketKind};
 
@@ -110,11 +109,13 @@ pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
 }
 
 /// `sendmsg(2)` that does not block and raises no signal.
-pub(crate) fn send_batch(fd: RawFd, batch: &mut Batch) -> Result<usize, Errno> {
+///
+/// # Safety
+/// The header and its vectors are valid, and what they name is valid for reads.
+pub(crate) unsafe fn send_message(fd: RawFd, header: *const libc::msghdr) -> Result<usize, Errno> {
     let flags = libc::MSG_DONTWAIT | SEND_FLAG;
-    // SAFETY: `batch` owns the header and the vectors, and what these name stays in the table of
-    // loads until it is drained.
-    uninterrupted(|| check_len(unsafe { libc::sendmsg(fd, batch.header(), flags) }))
+    // SAFETY: as the caller says.
+    uninterrupted(|| check_len(unsafe { libc::sendmsg(fd, header, flags) }))
 }
 
 /// `write(2)`, for descriptors that are not sockets and are in non-blocking mode.
@@ -127,11 +128,12 @@ pub(crate) fn write(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
 }
 
 /// `writev(2)`, likewise.
-pub(crate) fn write_batch(fd: RawFd, batch: &Batch) -> Result<usize, Errno> {
-    let iovecs = batch.iovecs();
+///
+/// # Safety
+/// What the vectors name is valid for reads.
+pub(crate) unsafe fn write_vectors(fd: RawFd, iovecs: &[libc::iovec]) -> Result<usize, Errno> {
     without_sigpipe(|| {
-        // SAFETY: the vectors name memory that stays in the table of loads until `batch` is
-        // drained; there are at most `Batch::LEN_MAX` of them.
+        // SAFETY: as the caller says.
         check_len(unsafe { libc::writev(fd, iovecs.as_ptr(), iovecs.len() as libc::c_int) })
     })
 }

@@ -157,8 +157,8 @@ impl Engine {
             }
             Some(batch) => {
                 let written = match source {
-                    Source::Socket => sys::send_batch(fd, batch),
-                    Source::File => sys::write_batch(fd, batch),
+                    Source::Socket => batch.send(fd),
+                    Source::File => batch.write(fd),
                 };
                 (written, batch.len_bytes())
             }

@@ -128,7 +128,7 @@ impl Uring {
             (Op::PolledTransfer, Lane::Write) => {
                 self.counts.writes += 1;
                 match self.loads.batch(at) {
-                    Some(batch) => sys::write_batch(fd, batch),
+                    Some(batch) => batch.write(fd),
                     None => sys::write(fd, self.loads.unwritten(at)),
                 }
             }
