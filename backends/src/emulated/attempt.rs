@@ -104,13 +104,7 @@ impl Engine {
                     None => Step::Nothing,
                 }
             }
-            other => {
-                let step = self.end_read_swap(slot, other.map(|_| 0));
-                if let Step::Completed(_) = step {
-                    self.loads.end(at);
-                }
-                step
-            }
+            other => self.end_read_swap(slot, other.map(|_| 0)),
         }
     }
 

@@ -100,7 +100,7 @@ impl Engine {
             Request::ReadSwap => self.start_read_swap(at),
             Request::Write | Request::WriteMany => self.start_busy(at, Op::Write),
             Request::Read => self.start_busy(at, Op::Read),
-            Request::ReadStream => self.start_busy(at, Op::ReadStream),
+            Request::ReadStream => self.record(at, Op::ReadStream),
             Request::Accept => self.record(at, Op::Accept),
             Request::AcceptStream => self.record(at, Op::AcceptStream),
             Request::Connect => self.start_regardless(at, Op::Connect),
