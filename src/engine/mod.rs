@@ -8,6 +8,7 @@
 mod accept;
 mod complete;
 mod ending;
+mod retry;
 mod sink;
 mod start;
 mod waiting;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use gaio_backends::{Backend, Buffer, Error, ErrorKind, Loads, Place, Tray};
 
+use self::retry::Retries;
 use self::waiting::Waiting;
 use crate::conn::{Conn, ConnIds};
 use crate::conn_table::{ConnTable, Stage};
@@ -40,6 +42,7 @@ pub(crate) struct Engine<C> {
     /// The buffers of one vectored write, while it is put together or taken apart.
     gathered: Vec<Buffer>,
     waiting: Waiting,
+    retries: Retries,
     /// Results on their way out.
     pub(crate) out: Tray<OpResult<C>>,
     /// Results taken from `out` so far.
@@ -77,6 +80,7 @@ impl<C> Engine<C> {
             crowded: false,
             gathered: Vec::new(),
             waiting: Waiting::new(swap_buffer_size),
+            retries: Retries::default(),
             out: Tray::new(),
             handed_out: 0,
             retired: VecDeque::new(),
@@ -254,7 +258,7 @@ impl<C> Engine<C> {
 
     /// When the engine itself has something to do.
     pub(crate) fn next_time(&self) -> Option<Instant> {
-        let retry = self.waiting.retry_at();
+        let retry = self.retries.next();
         match (self.deadlines.next(), retry) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -1,18 +1,12 @@
-//! Requests that wait for something which the kernel does not announce: reads for a swap buffer,
-//! streams for leases to come back, listeners for a free descriptor.
+//! Requests that wait for memory: reads for a swap buffer, streams for leases to come back.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
 use gaio_backends::{Backend, Credit, Error, Lane, Loads, Place, Pool};
 
 use super::Engine;
 use crate::conn_table::Stage;
 use crate::request::Key;
-
-/// Descriptors can be freed anywhere in the process, unseen: try so often.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
@@ -24,10 +18,6 @@ pub(super) struct Waiting {
     typical_read: usize,
     /// Streams over their window.
     paused: Vec<u32>,
-    /// Lanes that try again after a time: listeners that ran out of descriptors, connects to a
-    /// full queue.
-    retries: Vec<Place>,
-    retry_at: Option<Instant>,
 }
 
 impl Waiting {
@@ -36,10 +26,6 @@ impl Waiting {
             typical_read: swap_buffer_size,
             ..Waiting::default()
         }
-    }
-
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
     }
 }
 
@@ -62,11 +48,7 @@ impl<C> Engine<C> {
         if !self.waiting.paused.is_empty() {
             self.resume_paused(backend);
         }
-        if let Some(at) = self.waiting.retry_at
-            && at <= backend.now()
-        {
-            self.retry();
-        }
+        self.retry_due(backend);
     }
 
     /// A swap read may not overtake those that wait for a buffer. True if it now waits.
@@ -246,31 +228,5 @@ impl<C> Engine<C> {
             still
         });
         self.waiting.paused = paused;
-    }
-
-    /// A listener ran out of descriptors: it accepts again when one is freed.
-    pub(super) fn wait_for_descriptor(&mut self, backend: &dyn Backend, slot: u32) {
-        self.retry_at(backend.now() + ACCEPT_RETRY, Place::new(slot, Lane::Read));
-    }
-
-    /// The queue of the Unix socket to connect to is full, which makes no event when it is not.
-    pub(super) fn wait_for_backlog(&mut self, backend: &dyn Backend, slot: u32) {
-        self.retry_at(backend.now() + CONNECT_RETRY, Place::new(slot, Lane::Write));
-    }
-
-    fn retry_at(&mut self, time: Instant, at: Place) {
-        if !self.waiting.retries.contains(&at) {
-            self.waiting.retries.push(at);
-        }
-        let sooner = self.waiting.retry_at;
-        self.waiting.retry_at = Some(sooner.map_or(time, |sooner| sooner.min(time)));
-    }
-
-    /// A descriptor was freed, or the time has come: what waits for that tries again.
-    pub(super) fn retry(&mut self) {
-        self.waiting.retry_at = None;
-        for at in std::mem::take(&mut self.waiting.retries) {
-            self.mark_dirty(at);
-        }
     }
 }
