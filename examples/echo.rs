@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -113,40 +113,42 @@ impl Server {
         Ok(())
     }
 
+    /// A request that is refused finds its connection freed: nothing is left to do for it, and it is
+    /// no reason to stop serving the others.
     fn handle(&mut self, result: OpResult) -> Fallible<()> {
+        let conn = result.conn;
         match result.operation {
             Operation::Accept => {
                 if let Some(conn) = common::accepted(&result)? {
-                    self.read(conn)?;
+                    let own = self.options.owned.then(|| vec![0; OWNED_BYTES]);
+                    self.read(conn, own);
                 }
             }
             Operation::Post => {}
-            _ if result.error.is_some() || result.is_eof() => self.close(result.conn),
+            _ if result.error.is_some() => self.close(conn),
+            // The peer may still read: its end comes after everything that it sent.
+            Operation::Read if result.is_eof() => {
+                let _ = self.watcher.shutdown((), conn, Shutdown::Write);
+            }
             Operation::Read => {
                 // No copy: the bytes go out from where they came in.
-                self.watcher.write((), result.conn, result.buffer)?;
+                let _ = self.watcher.write((), conn, result.buffer);
             }
-            // A stream goes on by itself; otherwise the same buffer reads again.
-            Operation::Write if !self.options.stream => {
-                let own = match self.options.owned {
-                    true => result.buffer.recycle(),
-                    false => None,
-                };
-                self.watcher.read((), result.conn, own)?;
-            }
+            // A stream goes on by itself. Otherwise, own buffers read again; a swap buffer goes back.
+            Operation::Write if !self.options.stream => self.read(conn, result.buffer.recycle()),
+            Operation::Shutdown => self.close(conn),
             _ => {}
         }
         Ok(())
     }
 
-    fn read(&mut self, conn: Conn) -> gaio::Result<()> {
+    /// What a slow peer can make us hold is bounded: one buffer, or the window of the stream.
+    fn read(&mut self, conn: Conn, own: Option<Vec<u8>>) {
         if self.options.stream {
-            self.watcher.read_stream((), conn)?;
+            let _ = self.watcher.read_stream((), conn);
         } else {
-            let own = self.options.owned.then(|| vec![0; OWNED_BYTES]);
-            self.watcher.read((), conn, own)?;
+            let _ = self.watcher.read((), conn, own);
         }
-        Ok(())
     }
 
     fn close(&mut self, conn: Conn) {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -49,38 +49,45 @@ fn serve(options: Options) -> Fallible<()> {
     Ok(())
 }
 
-/// Hands each connection to the next watcher, with its first read.
-fn accept(listener: &TcpListener, remotes: &[Remote]) {
-    let mut turns = remotes.iter().cycle();
-    for socket in listener.incoming() {
-        let Some(remote) = turns.next() else { return };
-        let handed_over = || -> Fallible<()> {
-            let conn = remote.delegate(socket?)?;
-            remote.read((), conn, None)?;
-            Ok(())
-        };
-        if let Err(error) = handed_over() {
-            eprintln!("echo_threads: accepting: {error}");
-            thread::sleep(ACCEPT_RETRY);
+/// Hands each connection to the next watcher, with its first read, until the watchers are closed.
+fn accept(listener: &TcpListener, remotes: &[Remote]) -> gaio::Result<()> {
+    for (socket, remote) in listener.incoming().zip(remotes.iter().cycle()) {
+        match socket {
+            Ok(socket) => {
+                let conn = remote.delegate(socket)?;
+                remote.read((), conn, None)?;
+            }
+            Err(error) => {
+                eprintln!("echo_threads: accepting: {error}");
+                thread::sleep(ACCEPT_RETRY);
+            }
         }
     }
+    Ok(())
 }
 
-/// Sends everything back, until the watcher is closed.
+/// Sends everything back, until the watcher is closed. A request that is refused finds its connection
+/// freed, which is no reason to stop serving the others.
 fn echo(mut watcher: Watcher) -> gaio::Result<()> {
     let mut results = Results::new();
     loop {
         watcher.wait_io(&mut results)?;
         for res in results.drain() {
             match res.operation {
-                _ if res.error.is_some() || res.is_eof() => {
+                _ if res.error.is_some() => {
                     watcher.free(res.conn);
                 }
+                Operation::Read if res.is_eof() => {
+                    let _ = watcher.shutdown((), res.conn, Shutdown::Write);
+                }
                 Operation::Read => {
-                    watcher.write((), res.conn, res.buffer)?;
+                    let _ = watcher.write((), res.conn, res.buffer);
                 }
                 Operation::Write => {
-                    watcher.read((), res.conn, None)?;
+                    let _ = watcher.read((), res.conn, None);
+                }
+                Operation::Shutdown => {
+                    watcher.free(res.conn);
                 }
                 _ => {}
             }

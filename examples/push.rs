@@ -95,14 +95,14 @@ impl Server {
         let behind_max = self.options.behind_max;
         let watcher = &mut self.watcher;
         self.clients.retain(|&conn, behind| {
-            let keeps_up = *behind <= behind_max;
-            if keeps_up && watcher.write((), conn, line.clone()).is_ok() {
-                *behind += 1;
-                return true;
+            if *behind > behind_max {
+                eprintln!("push: a client was {behind} lines behind and is dropped");
+                watcher.free(conn);
+                return false;
             }
-            eprintln!("push: a client was {behind} lines behind and is dropped");
-            watcher.free(conn);
-            false
+            *behind += 1;
+            // A refused write finds the connection freed.
+            watcher.write((), conn, line.clone()).is_ok()
         });
     }
 

@@ -7,7 +7,7 @@
 //!
 //! ```no_run
 //! use gaio::{Operation, Results, Watcher};
-//! use std::net::TcpListener;
+//! use std::net::{Shutdown, TcpListener};
 //!
 //! # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
 //! let mut watcher = Watcher::new()?;
@@ -20,23 +20,56 @@
 //!         match res.operation {
 //!             Operation::Accept => {
 //!                 if let Some(conn) = res.accepted() {
-//!                     watcher.read((), conn, None)?;
+//!                     let _ = watcher.read((), conn, None);
 //!                 }
 //!             }
-//!             _ if res.error.is_some() || res.is_eof() => {
-//!                 watcher.free(res.conn);
+//!             _ if res.error.is_some() => {
+//!                 watcher.free(res.conn); // the connection is lost
+//!             }
+//!             Operation::Read if res.is_eof() => {
+//!                 // The peer sends no more, but may still read: our end comes after the last write.
+//!                 let _ = watcher.shutdown((), res.conn, Shutdown::Write);
 //!             }
 //!             Operation::Read => {
-//!                 watcher.write((), res.conn, res.buffer)?; // no copy: the lease travels
+//!                 let _ = watcher.write((), res.conn, res.buffer); // no copy: the lease travels
 //!             }
 //!             Operation::Write => {
-//!                 watcher.read((), res.conn, None)?;
+//!                 let _ = watcher.read((), res.conn, None);
+//!             }
+//!             Operation::Shutdown => {
+//!                 watcher.free(res.conn);
 //!             }
 //!             _ => {}
 //!         }
 //!     }
 //! }
 //! # }
+//! ```
+//!
+//! The `let _` are on purpose: a request for a connection that was freed is refused, and that is no
+//! reason to end the loop for all others, which `?` would do. If the watcher itself fails, `wait_io`
+//! says so.
+//!
+//! To accept in another thread, hand the connections over through a [`Remote`]:
+//!
+//! ```no_run
+//! use gaio::Remote;
+//! use std::net::TcpListener;
+//! use std::thread;
+//! use std::time::Duration;
+//!
+//! fn accept(listener: TcpListener, remote: Remote) -> gaio::Result<()> {
+//!     for socket in listener.incoming() {
+//!         let Ok(socket) = socket else {
+//!             // Out of descriptors, most likely: some will be closed.
+//!             thread::sleep(Duration::from_millis(100));
+//!             continue;
+//!         };
+//!         let conn = remote.delegate(socket)?; // fails only when the watcher is closed
+//!         remote.read((), conn, None)?;
+//!     }
+//!     Ok(())
+//! }
 //! ```
 //!
 //! # What holds on every backend
