@@ -7,12 +7,17 @@
 mod common;
 
 use std::any::Any;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use common::process::{in_child, no_leak};
+use bytes::Bytes;
+
+use common::process::{affordable, in_child, no_leak};
 use common::refusal::{refuses, refuses_new};
 use common::*;
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, Interest, Results, Watcher};
@@ -133,6 +138,97 @@ backends! {
         });
     }
 
+    /// While the thread lives on that used it: whoever dropped it, everything has ended.
+    fn drop_elsewhere(kind: BackendKind) {
+        for (name, start) in IN_FLIGHT {
+            println!("{name}");
+            let used = |watcher: &mut Watcher| {
+                let others = start(watcher);
+                let (conn, peer) = connect_to(watcher);
+                watcher.read_stream((), conn).unwrap();
+                (others, peer)
+            };
+            dropped_elsewhere(kind, used, |(_others, mut peer)| assert_closed(&mut peer));
+        }
+    }
+
+    /// The peer reads what was sent, and then the end.
+    fn drop_elsewhere_while_writing(kind: BackendKind) {
+        for waits_only in [false, true] {
+            let used = |watcher: &mut Watcher| {
+                let (ours, peer) = pair();
+                if waits_only {
+                    ours.set_nonblocking(true).unwrap();
+                    while (&ours).write(&[0; 4096]).is_ok() {}
+                }
+                let conn = watcher.delegate(ours).unwrap();
+                if waits_only {
+                    watcher.ready((), conn, Interest::Writable).unwrap();
+                } else {
+                    watcher.write((), conn, vec![0; MUCH]).unwrap();
+                }
+                peer
+            };
+            dropped_elsewhere(kind, used, |mut peer| read_to_the_end(&mut peer));
+        }
+    }
+
+    /// However small the queue: all is cancelled, and every peer sees its end.
+    fn drop_with_thousands_in_flight(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let count = affordable(10_000) / 2;
+            let block = Bytes::from(vec![0; 1 << 20]);
+            for (depth, writes) in [(1, false), (1, true), (32, true), (1024, false)] {
+                let mut watcher: Watcher = builder(kind).queue_depth(depth).build().unwrap();
+                let mut peers = Vec::new();
+                for _ in 0..count {
+                    let (ours, peer) = UnixStream::pair().unwrap();
+                    let conn = watcher.delegate(ours).unwrap();
+                    if writes {
+                        watcher.write((), conn, block.clone()).unwrap();
+                    } else {
+                        watcher.read((), conn, None).unwrap();
+                    }
+                    peers.push(peer);
+                }
+                until("all are in flight", || {
+                    watcher.wait_io_timeout(&mut Results::new(), Duration::ZERO).unwrap();
+                    !writes || peers.iter().all(|peer| readable(peer, Duration::ZERO))
+                });
+                quiet(&mut watcher);
+                drop(watcher);
+                for peer in &mut peers {
+                    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+                    read_to_the_end(peer);
+                }
+            }
+        });
+    }
+
+    /// What drops a buffer may do anything, and soon does: also if the ring outlives its watcher,
+    /// because a forked process holds it for a while.
+    fn owner_that_builds_a_watcher(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            drop(watcher::<()>(kind));
+            for forks in [false, true] {
+                no_leak(|| {
+                    let (told, dropped) = mpsc::channel();
+                    let used = |watcher: &mut Watcher| {
+                        let (conn, peer) = connect_to(watcher);
+                        let owner = Owner(kind, vec![0; MUCH], told);
+                        watcher.write((), conn, Bytes::from_owner(owner)).unwrap();
+                        quiet(watcher);
+                        (peer, forks.then(SleepingCopy::start))
+                    };
+                    dropped_elsewhere(kind, used, |(_peer, copy)| {
+                        drop(copy);
+                        dropped.recv_timeout(PATIENCE).unwrap();
+                    });
+                });
+            }
+        });
+    }
+
     fn refused_delegate_gives_the_socket_back(kind: BackendKind) {
         // As it was handed in: open, and in its blocking mode.
         let mut watcher = watcher::<()>(kind);
@@ -142,6 +238,87 @@ backends! {
         assert!(!SockRef::from(&back.as_fd()).nonblocking().unwrap());
         TcpStream::from(back).write_all(b"still open").unwrap();
         read_exactly(&mut peer, b"still open");
+    }
+}
+
+/// Has a watcher used on another thread, drops it here, and checks while that thread lives.
+fn dropped_elsewhere<T: Send>(
+    kind: BackendKind,
+    used: impl FnOnce(&mut Watcher) -> T + Send,
+    check: impl FnOnce(T),
+) {
+    let (give, take) = mpsc::channel();
+    let (may_end, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut watcher = watcher(kind);
+            let others = used(&mut watcher);
+            let mut results = Results::new();
+            watcher.wait_io_timeout(&mut results, GLANCE).unwrap();
+            give.send((watcher, others)).unwrap();
+            let _ = ended.recv();
+        });
+        let (watcher, others) = take.recv().unwrap();
+        drop(watcher);
+        check(others);
+        drop(may_end);
+    });
+}
+
+/// Reads whatever is there up to the end, which may be a reset.
+fn read_to_the_end(from: &mut impl Read) {
+    let mut room = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut room) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => {
+                return assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+            }
+        }
+    }
+}
+
+/// Bytes whose owner builds a watcher when it is dropped, and tells.
+struct Owner(BackendKind, Vec<u8>, mpsc::Sender<()>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.1
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        assert_works(watcher(self.0));
+        self.2.send(()).unwrap();
+    }
+}
+
+/// A forked process that does nothing but hold the same descriptors.
+struct SleepingCopy(libc::pid_t);
+
+impl SleepingCopy {
+    fn start() -> Self {
+        // SAFETY: the child makes only calls that are safe after a fork.
+        match unsafe { libc::fork() } {
+            0 => loop {
+                // SAFETY: it touches no memory.
+                unsafe { libc::pause() };
+            },
+            child => SleepingCopy(child),
+        }
+    }
+}
+
+impl Drop for SleepingCopy {
+    fn drop(&mut self) {
+        // SAFETY: the process is this one's child and was not waited for; no memory is touched but
+        // what is borrowed for the call.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
     }
 }
 
@@ -221,9 +398,9 @@ const IN_FLIGHT: [(&str, Start); 12] = [
 ];
 
 /// Starts a request and returns what it needs.
-type Start = fn(&mut Watcher) -> Box<dyn Any>;
+type Start = fn(&mut Watcher) -> Box<dyn Any + Send>;
 
-fn on_conn(watcher: &mut Watcher, start: impl FnOnce(&mut Watcher, Conn)) -> Box<dyn Any> {
+fn on_conn(watcher: &mut Watcher, start: impl FnOnce(&mut Watcher, Conn)) -> Box<dyn Any + Send> {
     let (conn, peer) = connect_to(watcher);
     start(watcher, conn);
     Box::new(peer)

@@ -198,6 +198,36 @@ backends! {
         });
     }
 
+    /// A thread that builds, uses and drops watchers, one after the other, keeps nothing of them.
+    fn dropped_rings_lock_nothing(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            if kind != BackendKind::IoUring {
+                return;
+            }
+            // What the rings of this one lock is counted by user.
+            // SAFETY: the call takes a number, and this process runs one test alone.
+            let alone = unsafe { libc::setuid(0x6761_696f) } == 0;
+            if let Err(error) = limit_locked_memory(512 << 10) {
+                return println!("skipped: the limit cannot be set: {error}");
+            }
+            // At most three of this size at a time.
+            let large = || builder::<()>(kind).queue_depth(1024).build().ok();
+            let is_large = |it: &Watcher| !it.backend().to_string().contains("smaller queue");
+            if !alone && !large().as_ref().is_some_and(is_large) {
+                return println!("skipped: others of this user have locked too much");
+            }
+            for round in 0..24 {
+                let mut next = None;
+                let fits = in_time(|| {
+                    next = large().filter(is_large);
+                    next.is_some()
+                });
+                assert!(fits, "after {round} rings there is no memory for another");
+                assert_works(next.unwrap());
+            }
+        });
+    }
+
     /// With rings that many, they run out.
     fn little_memory_to_lock(kind: BackendKind) {
         in_child(module_path!(), kind, || {

@@ -154,7 +154,6 @@ backends! {
                 ("no_sqarray", &["no index array"][..]),
                 ("defer_taskrun", &["deferred task work"]),
                 ("single_issuer", &["single issuer", "deferred task work"]),
-                ("registered_ring", &["registered ring"]),
                 ("incremental", &["incremental buffers"]),
                 ("multishot", &["multishot"]),
             ] {

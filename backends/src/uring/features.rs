@@ -18,8 +18,6 @@ pub(super) struct Features {
     pub(super) single_issuer: bool,
     /// Completions do not interrupt the thread (5.19); only without `defer_taskrun`.
     pub(super) coop_taskrun: bool,
-    /// The ring is entered by a number of its own (5.18).
-    pub(super) registered_ring: bool,
     /// Lent buffers (5.19). The backend cannot do without; to test that it says so.
     pub(super) buffer_rings: bool,
     /// Lent buffers that several receives fill one after the other (6.12).
@@ -32,7 +30,7 @@ type Field = fn(&mut Features) -> &mut bool;
 
 /// Each feature's name in the environment, its words for the user (none if they say nothing), and
 /// where it is.
-const NAMES: [(&str, &str, Field); 8] = [
+const NAMES: [(&str, &str, Field); 7] = [
     ("single_issuer", "single issuer", |f| &mut f.single_issuer),
     ("defer_taskrun", "deferred task work", |f| {
         &mut f.defer_taskrun
@@ -41,9 +39,6 @@ const NAMES: [(&str, &str, Field); 8] = [
         &mut f.coop_taskrun
     }),
     ("no_sqarray", "no index array", |f| &mut f.no_sqarray),
-    ("registered_ring", "registered ring", |f| {
-        &mut f.registered_ring
-    }),
     ("buffer_rings", "", |f| &mut f.buffer_rings),
     ("incremental", "incremental buffers", |f| &mut f.incremental),
     ("multishot", "multishot", |f| &mut f.multishot),
@@ -55,7 +50,6 @@ impl Features {
         defer_taskrun: true,
         single_issuer: true,
         coop_taskrun: true,
-        registered_ring: true,
         buffer_rings: true,
         incremental: true,
         multishot: true,
@@ -71,8 +65,7 @@ impl Features {
                 step: ENVIRONMENT,
                 errno: Errno(libc::EINVAL),
                 advice: "it names features, with commas between: single_issuer, defer_taskrun, \
-                         coop_taskrun, no_sqarray, registered_ring, buffer_rings, incremental, \
-                         multishot",
+                         coop_taskrun, no_sqarray, buffer_rings, incremental, multishot",
             })?;
             *field(&mut features) = false;
         }

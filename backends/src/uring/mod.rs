@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, opcode, squeue};
+use io_uring::{CompletionQueue, IoUring, SubmissionQueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
 use self::features::Features;
@@ -61,10 +61,8 @@ const WOKEN: u64 = u64::MAX - 1;
 
 /// The backend over io_uring.
 pub struct Uring {
-    /// Leaked when built, so that `submitter` can hold on to it; freed by the teardown.
+    /// Leaked when built, so that the queues can hold on to it; freed by the teardown.
     ring: &'static IoUring,
-    /// Kept, because it knows the registered index of the ring.
-    submitter: Submitter<'static>,
     /// The only handles of the two queues. Never dropped: that would write to the ring.
     submission: ManuallyDrop<SubmissionQueue<'static>>,
     completion: ManuallyDrop<CompletionQueue<'static>>,
@@ -91,11 +89,12 @@ pub struct Uring {
     bound: bool,
     nest: OnceCell<Nest>,
     timer: NestTimer,
-    tombstone: ManuallyDrop<teardown::Tombstone>,
+    /// Tells when the closed ring is gone.
+    exit: ManuallyDrop<teardown::ExitPipe>,
     counts: Counts,
 }
 
-// SAFETY: the `Submitter` and the queues have pointers into the ring's mapping, which belongs to this value alone;
+// SAFETY: the queues have pointers into the ring's mapping, which belongs to this value alone;
 // the kernel binds the ring to a thread only in `bind`, and refuses (it does not misbehave) when
 // another one enters.
 unsafe impl Send for Uring {}
@@ -107,10 +106,9 @@ impl Uring {
     /// The step that failed, and how.
     pub fn new(options: &Options) -> Result<(Self, Vec<&'static str>), Refusal> {
         let failed = |step| move |errno: Errno| setup::refusal(step, &errno.into());
-        teardown::sweep_graveyard();
         let features = setup::prove()?;
         let ring = setup::build(features, options.queue_depth as u32)?;
-        let tombstone = teardown::Tombstone::bury(&ring).map_err(failed("io_uring_register"))?;
+        let exit = teardown::ExitPipe::register(&ring).map_err(failed("io_uring_register"))?;
         let lent = options.swap_buffers.min(LENT_MAX).next_power_of_two() as u16;
         let buffers = BufferRing::register(&ring.submitter(), lent, features.incremental)
             .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
@@ -125,7 +123,6 @@ impl Uring {
             unsafe { (ring.submission_shared(), ring.completion_shared()) };
         let uring = Uring {
             ring,
-            submitter: ring.submitter(),
             submission: ManuallyDrop::new(submission),
             completion: ManuallyDrop::new(completion),
             buffers: ManuallyDrop::new(buffers),
@@ -145,7 +142,7 @@ impl Uring {
             bound: false,
             nest: OnceCell::new(),
             timer: NestTimer::default(),
-            tombstone: ManuallyDrop::new(tombstone),
+            exit: ManuallyDrop::new(exit),
             counts: Counts::default(),
         };
         let mut words = features.words();
@@ -299,12 +296,12 @@ impl Uring {
             let most = self.ring.params().cq_entries() as usize;
             self.enter_for(Timespec::new(), all.min(most))
         } else if !sleeps {
-            self.submitter.submit_and_wait(0)
+            self.ring.submitter().submit_and_wait(0)
         } else if let Until::Time(at) = until {
             let left = at.saturating_duration_since(Instant::now());
             self.enter_for(Timespec::from(left), 1)
         } else {
-            self.submitter.submit_and_wait(1)
+            self.ring.submitter().submit_and_wait(1)
         };
         self.sync();
         match result.map_err(Errno::from) {
@@ -317,7 +314,7 @@ impl Uring {
 
     fn enter_for(&self, timeout: Timespec, want: usize) -> std::io::Result<usize> {
         let args = SubmitArgs::new().timespec(&timeout);
-        self.submitter.submit_with_args(want, &args)
+        self.ring.submitter().submit_with_args(want, &args)
     }
 
     /// Completions that were not given out yet.
@@ -421,12 +418,8 @@ impl Backend for Uring {
     }
 
     fn bind(&mut self) -> Result<(), Errno> {
-        self.submitter.register_enable_rings()?;
+        self.ring.submitter().register_enable_rings()?;
         self.bound = true;
-        if self.features.registered_ring {
-            // The thread's table of registered rings can be full.
-            let _ = self.submitter.register_ring_fd();
-        }
         Ok(())
     }
 

@@ -65,9 +65,10 @@ impl Uring {
     /// What arrives between the two calls is told by the ring's flags, which are looked at next.
     /// Returns how many calls it made.
     fn renew_registration(&self, nest: &Nest) -> u64 {
-        let _ = self.submitter.unregister_eventfd();
+        let _ = self.ring.submitter().unregister_eventfd();
         if self
-            .submitter
+            .ring
+            .submitter()
             .register_eventfd(nest.event.as_raw_fd())
             .is_err()
         {
@@ -83,7 +84,7 @@ impl Uring {
         sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
         sys::epoll_add(epoll.as_fd(), self.waker.event(), libc::EPOLLIN, 0)?;
         sys::epoll_add(epoll.as_fd(), self.timer.descriptor()?, libc::EPOLLIN, 0)?;
-        self.submitter.register_eventfd(event.as_raw_fd())?;
+        self.ring.submitter().register_eventfd(event.as_raw_fd())?;
         // What completed before the registration makes no event of its own.
         // SAFETY: the status is gone before the ring.
         let has_ready = unsafe { !self.completion.status().is_empty() };

@@ -11,8 +11,6 @@ use crate::error::Refusal;
 const REGISTER_EVENTFD: u8 = 4;
 const UNREGISTER_EVENTFD: u8 = 5;
 const REGISTER_ENABLE_RINGS: u8 = 12;
-const REGISTER_RING_FDS: u8 = 20;
-const UNREGISTER_RING_FDS: u8 = 21;
 
 /// Restricts a ring that is not enabled yet and has its files and buffers registered.
 pub(super) fn restrict(ring: &IoUring) -> Result<(), Refusal> {
@@ -28,13 +26,7 @@ pub(super) fn restrict(ring: &IoUring) -> Result<(), Refusal> {
         // The waker's event.
         opcode::Read::CODE,
     ];
-    let registrations = [
-        REGISTER_EVENTFD,
-        UNREGISTER_EVENTFD,
-        REGISTER_ENABLE_RINGS,
-        REGISTER_RING_FDS,
-        UNREGISTER_RING_FDS,
-    ];
+    let registrations = [REGISTER_EVENTFD, UNREGISTER_EVENTFD, REGISTER_ENABLE_RINGS];
     let mut all = vec![Restriction::sqe_flags_allowed(flags.bits())];
     all.extend(submissions.map(Restriction::sqe_op));
     all.extend(registrations.map(Restriction::register_op));
@@ -61,7 +53,7 @@ mod tests {
         uring.bind().unwrap();
         // SAFETY: the callers' entries name no memory; there is no other queue of this ring.
         unsafe { uring.ring.submission_shared().push(entry) }.unwrap();
-        uring.submitter.submit_and_wait(1).unwrap();
+        uring.ring.submitter().submit_and_wait(1).unwrap();
         // SAFETY: there is no other queue of this ring.
         let done = unsafe { uring.ring.completion_shared() }.next();
         done.unwrap().result()
@@ -95,7 +87,7 @@ mod tests {
                 return eprintln!("skipped: no io_uring here");
             };
             uring.bind().unwrap();
-            let personality = uring.submitter.register_personality();
+            let personality = uring.ring.submitter().register_personality();
             assert_eq!(personality.is_err(), refused, "{personality:?}");
         }
     }

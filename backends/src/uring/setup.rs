@@ -60,7 +60,6 @@ pub(super) fn prove() -> Result<Features, Refusal> {
     };
     prove_receives(&ring, &mut features)
         .map_err(|error| refusal("receiving into a buffer ring", &error))?;
-    features.registered_ring &= ring.submitter().register_ring_fd().is_ok();
     Ok(features)
 }
 
