@@ -6,7 +6,7 @@ mod common;
 
 use std::io::{self, Read, Write};
 use std::iter;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::thread;
@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use common::{
     GLANCE, PATIENCE, backends, collect, connect_to, error_kind, listener, next, quiet, readable,
-    turn, watcher,
+    refusing, turn, watcher,
 };
-use gaio::{BackendKind, Conn, ErrorKind, Operation, Results, Watcher};
+use gaio::{BackendKind, Conn, ErrorKind, OpResult, Operation, Results, Watcher};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 // Accept
@@ -147,6 +147,53 @@ backends! {
         let error = TcpStream::connect(addr).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
+
+    /// The program shuts down what it listens with: no connection will come any more, and whoever
+    /// waits for one learns it, once for each request.
+    fn listener_shut_down(kind: BackendKind) {
+        let mut watcher = watcher(kind);
+        let (listener, _addr) = listening(&mut watcher);
+        let stream = watcher.accept("stream", listener).unwrap();
+        watcher.accept_one("queued", listener).unwrap();
+        quiet(&mut watcher);
+        let socket = watcher.socket(listener).unwrap();
+        let shut_down = SockRef::from(&socket).shutdown(Shutdown::Both);
+        if says_nothing_of_a_shutdown() {
+            quiet(&mut watcher);
+            assert!(watcher.cancel(stream) && watcher.free(listener));
+            assert!(collect(&mut watcher, 2).iter().all(OpResult::is_last));
+            return;
+        }
+        shut_down.unwrap();
+        let calls = watcher.stats().kernel_calls;
+        for context in ["stream", "queued"] {
+            let res = next(&mut watcher);
+            let errno = res.error.unwrap().raw_os_error();
+            assert_eq!((res.context, errno), (context, Some(libc::EINVAL)));
+            assert!(res.is_last() && res.accepted().is_none());
+        }
+        quiet(&mut watcher);
+        watcher.accept("late", listener).unwrap();
+        let res = next(&mut watcher);
+        let errno = res.error.unwrap().raw_os_error();
+        assert_eq!((errno, res.is_last()), (Some(libc::EINVAL), true));
+        quiet(&mut watcher);
+        let calls = watcher.stats().kernel_calls - calls;
+        assert!(calls < 50, "{calls} system calls for three answers");
+        assert!(watcher.free(listener));
+    }
+}
+
+/// NetBSD and macOS let the accept wait for ever, and so does FreeBSD, which refuses the shutdown.
+fn says_nothing_of_a_shutdown() -> bool {
+    let modelled = cfg!(gaio_kqueue_model)
+        && std::env::var("GAIO_KQUEUE_MODEL").is_ok_and(|model| model == "netbsd");
+    modelled
+        || cfg!(any(
+            target_vendor = "apple",
+            target_os = "netbsd",
+            target_os = "freebsd"
+        ))
 }
 
 // Connect
@@ -181,7 +228,7 @@ backends! {
         let (server, to) = listener();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket
-            .bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into())
+            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
             .unwrap();
         let ours = socket.local_addr().unwrap().as_socket().unwrap();
         let conn = watcher.connect_from((), socket, to, PATIENCE).unwrap();
@@ -217,12 +264,7 @@ backends! {
 
     fn connect_refused(kind: BackendKind) {
         let mut watcher = watcher(kind);
-        // Bound but not listening: nobody else can get the port.
-        let taken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        taken
-            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-            .unwrap();
-        let addr = taken.local_addr().unwrap().as_socket().unwrap();
+        let (_holders, addr) = refusing();
         let conn = watcher.connect("connect", addr, PATIENCE).unwrap();
         watcher.write("write", conn, "hello").unwrap();
         watcher.read("read", conn, None).unwrap();

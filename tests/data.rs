@@ -311,6 +311,8 @@ backends! {
         const LARGE: usize = 40 * 1024;
         let (mut watcher, conn, mut peer) = connected(kind);
         let own = watcher.socket(conn).unwrap().try_clone_to_owned().unwrap();
+        // Some systems have room for less than that.
+        SockRef::from(&own).set_recv_buffer_size(4 * LARGE).unwrap();
         let arrives = |len| {
             let mut room = [MaybeUninit::uninit(); LARGE];
             until("it is there", || SockRef::from(&own).peek(&mut room).unwrap() >= len);

@@ -7,7 +7,7 @@ mod common;
 
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -502,14 +502,7 @@ fn os_error<C>(res: &OpResult<C>) -> Option<i32> {
     res.error.and_then(|error| error.raw_os_error())
 }
 
-/// Whether a socket is closed for both directions. Does not take its error.
+/// Whether a socket is connected no more, in either direction. Does not take its error.
 fn has_ended(socket: &OwnedFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd: socket.as_raw_fd(),
-        events: 0,
-        revents: 0,
-    };
-    // SAFETY: one structure, borrowed for the call.
-    unsafe { libc::poll(&raw mut poll, 1, 0) };
-    poll.revents & libc::POLLHUP != 0
+    SockRef::from(socket).peer_addr().is_err()
 }

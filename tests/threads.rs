@@ -553,14 +553,21 @@ backends! {
             let start = Instant::now();
             watcher.timer("timer", after).unwrap();
             watcher.read_timeout("read", conn, None, after * 2).unwrap();
-            assert!(settle(&mut watcher).is_empty());
-            let mut results = polled(&mut watcher);
-            assert!(start.elapsed() >= after, "early in round {round}");
-            if results.len() == 1 {
-                results.extend(polled(&mut watcher));
+            // On a slow machine this takes so long that the first look finds them.
+            let mut results = settle(&mut watcher);
+            let mut early = 0;
+            for (at, context, due) in [(0, "timer", after), (1, "read", after * 2)] {
+                while results.len() <= at {
+                    // Some systems' timers are a tick early, and then there is nothing yet.
+                    assert!(early <= 6, "readable, and yet there was nothing");
+                    early += 1;
+                    assert!(readable(&watcher, PATIENCE), "it does not become readable");
+                    results.extend(settle(&mut watcher));
+                }
+                assert_eq!(results[at].context, context);
+                assert!(start.elapsed() >= due, "early in round {round}");
             }
-            assert!(start.elapsed() >= after * 2, "early in round {round}");
-            assert_eq!((results[0].context, results[1].context), ("timer", "read"));
+            assert!(!readable(&watcher, Duration::ZERO), "readable, and there is nothing");
         }
     }
 

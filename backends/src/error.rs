@@ -257,6 +257,9 @@ impl Errno {
     /// The system's table of open files is full.
     pub const TABLE_FULL: Errno = Errno(libc::ENFILE);
 
+    /// No connection will come any more: what Linux says of a listener that was shut down.
+    pub(crate) const NOT_LISTENING: Errno = Errno(libc::EINVAL);
+
     /// Nothing was wrong: the operation was cancelled, interrupted, or not ready after all.
     #[inline]
     pub fn is_interruption(self) -> bool {

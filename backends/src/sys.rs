@@ -99,10 +99,20 @@ pub(crate) fn read_into(fd: RawFd, bytes: &mut [u8]) -> Result<usize, Errno> {
     uninterrupted(|| unsafe { read(fd, bytes.as_mut_ptr(), bytes.len()) })
 }
 
+/// Says of a send that it must not block and raises no signal. macOS and NetBSD do not heed the
+/// first of the two: there, the socket must be in non-blocking mode.
+#[inline(always)]
+fn send_flags() -> libc::c_int {
+    let flags = libc::MSG_DONTWAIT | SEND_FLAG;
+    #[cfg(gaio_kqueue_model)]
+    let flags = kqueue_model::heeded(flags);
+    flags
+}
+
 /// `send(2)` that does not block and raises no signal.
 #[inline]
 pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
-    let flags = libc::MSG_DONTWAIT | SEND_FLAG;
+    let flags = send_flags();
     let len = bytes.len().min(TRANSFER_MAX);
     // SAFETY: `bytes` is valid for reads of `len` bytes.
     uninterrupted(|| check_len(unsafe { libc::send(fd, bytes.as_ptr().cast(), len, flags) }))
@@ -113,7 +123,7 @@ pub(crate) fn send(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
 /// # Safety
 /// The header and its vectors are valid, and what they name is valid for reads.
 pub(crate) unsafe fn send_message(fd: RawFd, header: *const libc::msghdr) -> Result<usize, Errno> {
-    let flags = libc::MSG_DONTWAIT | SEND_FLAG;
+    let flags = send_flags();
     // SAFETY: as the caller says.
     uninterrupted(|| check_len(unsafe { libc::sendmsg(fd, header, flags) }))
 }
@@ -144,7 +154,10 @@ pub(crate) fn accept(fd: RawFd) -> Result<OwnedFd, Errno> {
     let null = std::ptr::null_mut();
     // SAFETY: no address is asked for.
     let accepted =
-        check(unsafe { libc::accept4(fd, null, std::ptr::null_mut(), libc::SOCK_CLOEXEC) })?;
+        check(unsafe { libc::accept4(fd, null, std::ptr::null_mut(), libc::SOCK_CLOEXEC) });
+    #[cfg(gaio_kqueue_model)]
+    let accepted = accepted.map_err(kqueue_model::accept_says);
+    let accepted = accepted?;
     // SAFETY: the call just made this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(accepted) })
 }
@@ -160,6 +173,19 @@ pub(crate) fn accept(fd: RawFd) -> Result<OwnedFd, Errno> {
     close_on_exec(accepted.as_raw_fd())?;
     set_nonblocking(std::os::fd::AsFd::as_fd(&accepted), false)?;
     Ok(accepted)
+}
+
+/// Whether a listener was shut down, so that no connection will come any more. Linux says so when it
+/// is asked for one; OpenBSD and DragonFly say that one was lost, each time, and still call it a
+/// listener. But on all of them it reads as ended then, where one that listens has nobody to read from.
+pub(crate) fn is_shut_down(fd: RawFd) -> bool {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let mut byte = 0u8;
+    // SAFETY: one byte, borrowed for the call.
+    let read = check_len(unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) });
+    #[cfg(gaio_kqueue_model)]
+    let read = kqueue_model::listener_reads(fd, read);
+    read == Ok(0)
 }
 
 /// For descriptors that no call makes so from the start.
@@ -333,7 +359,7 @@ fn is_listener(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     }
 }
 
-/// The same for systems that have no word for it (macOS, all BSDs but one): a listener has no
+/// The same for systems that have no word for it (macOS, DragonFly): a listener has no
 /// peer, and will have none, whatever the address. With this address nobody gets one.
 fn refuses_to_connect(fd: BorrowedFd<'_>) -> bool {
     if SockRef::from(&fd).peer_addr().is_ok() {

@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gaio::{BackendKind, Builder, Choice, Conn, ErrorKind, OpResult, Results, Watcher};
+use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for what must happen. Only a hang takes that long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -152,6 +153,21 @@ pub fn full_backlog() -> (TcpListener, Vec<TcpStream>) {
     (listener, taken)
 }
 
+/// An address that refuses connections, and what keeps it so: a connection holds the port, so that
+/// nobody else gets it. (Some systems do not answer at all if a socket has the port that neither
+/// listens nor is connected.)
+pub fn refusing() -> ([TcpStream; 2], SocketAddr) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    // Not to be shared: the standard library's listeners allow others to bind what is left of them.
+    listener.bind(&any.into()).expect("bind");
+    listener.listen(1).expect("listen");
+    let listener = TcpListener::from(listener);
+    let (ours, peer) = pair_from(&listener);
+    let address = listener.local_addr().expect("local address");
+    ([ours, peer], address)
+}
+
 /// Asserts that this watcher moves bytes.
 pub fn assert_works(mut watcher: Watcher) {
     let (conn, mut peer) = connect_to(&mut watcher);
@@ -256,9 +272,18 @@ pub fn in_time(mut done: impl FnMut() -> bool) -> bool {
 
 /// Whether `poll(2)` says, within this time, that there is something to read.
 pub fn readable(what: &impl AsFd, within: Duration) -> bool {
+    polls(what, libc::POLLIN, within)
+}
+
+/// Whether `poll(2)` says, within this time, that something can be written.
+pub fn writable(what: &impl AsFd, within: Duration) -> bool {
+    polls(what, libc::POLLOUT, within)
+}
+
+fn polls(what: &impl AsFd, events: libc::c_short, within: Duration) -> bool {
     let mut poll = libc::pollfd {
         fd: what.as_fd().as_raw_fd(),
-        events: libc::POLLIN,
+        events,
         revents: 0,
     };
     let ms = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);

@@ -188,7 +188,12 @@ impl Engine {
                 }
                 Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
                 Err(Errno(libc::EINTR)) => {}
-                Err(errno) if errno.is_lost_connection() => {}
+                Err(errno) if errno.is_lost_connection() => {
+                    self.counts.others += 1;
+                    if sys::is_shut_down(entry.fd()) {
+                        return self.finish(at, Err(Errno::NOT_LISTENING));
+                    }
+                }
                 Err(errno) => return self.finish(at, Err(errno)),
             }
         }

@@ -34,8 +34,8 @@ pub struct Kqueue {
 }
 
 impl Poller for Kqueue {
-    /// The BSDs have the flag of `send(2)` that would save this, but macOS only heeds it for
-    /// receiving.
+    /// Some systems have the flag of `send(2)` that would save this, but macOS and NetBSD only heed it
+    /// for receiving.
     const NEEDS_NONBLOCKING: bool = true;
 
     fn new() -> Result<Self, Refusal> {
@@ -138,11 +138,12 @@ impl Kqueue {
 }
 
 /// Whether this is what systems say, each in its own way, of what can be watched for reading only:
-/// another kqueue, some devices, a pipe that nobody reads.
+/// another kqueue, some devices (macOS: `ENODEV`), a pipe that nobody reads, and either end of a pipe
+/// whose other end is gone (NetBSD: `EBADF`). It was watched for reading a moment ago, so it is open.
 fn is_for_reading_only(errno: Errno) -> bool {
     matches!(
         errno.0,
-        libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM | libc::EPIPE
+        libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM | libc::EPIPE | libc::EBADF | libc::ENODEV
     )
 }
 

@@ -44,7 +44,8 @@ pub trait Poller: Sized {
     /// The system's refusal, such as `EMFILE`.
     fn bell(&mut self, token: u64) -> Result<Arc<dyn Bell>, Errno>;
 
-    /// Makes an event that carries `token`, once, at this time, in place of the last one asked for.
+    /// Makes an event that carries `token`, once, at this time, in place of the last one asked for. It
+    /// may come a little early: whoever hears it looks at the clock, and asks again.
     ///
     /// # Errors
     /// The system's refusal, such as `EMFILE`.

@@ -552,10 +552,13 @@ fn stream_goes_on_until_the_end() {
 
 #[test]
 fn stream_has_a_budget() {
+    // As much as every system's sockets take before it is read.
+    const ALL: usize = 7 * BLOCK;
     let mut rig = Rig::with_blocks(64);
     let mut peer = rig.pair(0);
-    peer.write_all(&[5; 20 * BLOCK]).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    peer.write_all(&[5; ALL]).unwrap();
+    let own = rig.backend.socket(0).unwrap().try_clone_to_owned().unwrap();
+    until_arrived(&own, ALL);
     let load = Load::Credit(Credit::new());
     rig.start_with(0, Lane::Read, Request::ReadStream, load);
     let all = rig.turn(Until::Done, 99);
@@ -565,16 +568,25 @@ fn stream_has_a_budget() {
     assert_eq!(rig.turn(Until::Done, 1).len(), 1);
     assert!(rig.more);
     let mut len = 5 * BLOCK;
-    while len < 20 * BLOCK {
+    while len < ALL {
         let all = rig.completions();
         len += all
             .iter()
             .map(|done| done.result.unwrap() as usize)
             .sum::<usize>();
     }
-    assert_eq!(len, 20 * BLOCK);
+    assert_eq!(len, ALL);
     rig.quiet();
     assert!(!rig.more);
+}
+
+/// Waits until so many bytes can be read.
+fn until_arrived(socket: &OwnedFd, len: usize) {
+    let end = Instant::now() + SOON;
+    let mut room = vec![std::mem::MaybeUninit::uninit(); len];
+    while SockRef::from(socket).peek(&mut room).unwrap_or(0) < len {
+        assert!(Instant::now() < end, "{len} bytes do not arrive");
+    }
 }
 
 #[test]
@@ -1017,7 +1029,15 @@ fn nested_descriptor_is_exact() {
     let at = Instant::now() + Duration::from_millis(10);
     rig.backend.arm(Some(at));
     until_readable(&rig);
-    assert!(Instant::now() >= at, "early");
+    // Some systems' timers are a tick early. Whoever is woken finds nothing, and asks again.
+    let mut early = 0;
+    while Instant::now() < at {
+        early += 1;
+        assert!(early <= 3, "woken again and again");
+        assert!(rig.turn(Until::Now, 99).is_empty());
+        rig.backend.arm(Some(at));
+        until_readable(&rig);
+    }
     rig.turn(Until::Now, 99);
     assert!(!readable(rig.backend.readiness()));
     rig.backend.arm(Some(Instant::now()));

@@ -7,20 +7,31 @@
 //!   triggered with `EV_CLEAR` is not (FreeBSD, DragonFly, NetBSD);
 //! - a timer that is added again keeps its time, and none takes a time of zero (older NetBSD);
 //! - the write end of a pipe without a reader is refused (FreeBSD, macOS);
-//! - another kqueue is watched for what can be read only, and has no non-blocking mode (all);
-//! - with `GAIO_KQUEUE_MODEL=old` there is neither `EV_RECEIPT` nor `EVFILT_USER` (older NetBSD).
+//! - a listener that was shut down says for ever that a connection was lost (OpenBSD, DragonFly);
+//! - another kqueue is watched for what can be read only, and has no non-blocking mode (all).
+//!
+//! With `GAIO_KQUEUE_MODEL=old` there is neither `EV_RECEIPT` nor `EVFILT_USER` (older NetBSD and
+//! OpenBSD). With `netbsd` neither, and besides:
+//! - a pipe is refused for writing, at either end, once the other is gone;
+//! - timers run by ticks of 10 ms and may fire a tick early;
+//! - `send(2)` waits in spite of `MSG_DONTWAIT`, unless the socket is in non-blocking mode;
+//! - what is writable is told before what is readable, and so the end of a connection, too;
+//! - a listener that was shut down says nothing.
 //!
 //! Where it is not faithful: files are refused instead of taken, a socket that was never connected
-//! reports an end, timers fire once only, `fflags` of events are empty, and reads come before writes, whatever the order
-//! in which they happened. When a descriptor is closed, its events go; if it has duplicates, only
-//! once its number means something else.
+//! reports an end, timers fire once only, `fflags` of events are empty, and all reads come before all
+//! writes (or behind them), whatever the order in which they happened. When a descriptor is closed,
+//! its events go; if it has duplicates, only once its number means something else. Sockets and pipes
+//! are Linux' own: their buffers are larger, bytes on the loopback arrive at once, a connection that
+//! was reset keeps its address, and a pipe is writable when a page of it is free.
 
 #![allow(non_camel_case_types)] // The names are the system's.
+
+mod ways;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
@@ -29,6 +40,8 @@ use std::time::{Duration, Instant};
 
 use libc::{EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, c_int, epoll_event};
 
+use self::ways::Ways;
+pub(super) use self::ways::{accept_says, heeded, is_queue, listener_reads, may_set_flags};
 use super::{check, epoll_add, epoll_create, epoll_del, eventfd, signal_event, timerfd};
 use crate::error::Errno;
 
@@ -63,9 +76,6 @@ static QUEUES: Mutex<BTreeMap<RawFd, Arc<Queue>>> = Mutex::new(BTreeMap::new());
 /// Descriptors that a queue can watch.
 const DESCRIPTORS_MAX: usize = 1 << 18;
 
-/// The type of what is no file at all.
-const NO_FILE: libc::mode_t = 0;
-
 /// Events fetched from epoll at a time.
 const BATCH: usize = 64;
 
@@ -77,7 +87,7 @@ struct Queue {
     readers: OwnedFd,
     writers: OwnedFd,
     triggered: OwnedFd,
-    old: bool,
+    ways: Ways,
     notes: Mutex<Notes>,
 }
 
@@ -144,7 +154,7 @@ pub(super) unsafe fn kevent(
         // SAFETY: within the list of changes.
         let mut change = unsafe { *changes.add(at) };
         let result = queue.apply(change);
-        if result.is_err() || change.flags & EV_RECEIPT != 0 && !queue.old {
+        if result.is_err() || change.flags & EV_RECEIPT != 0 && queue.ways.has_user_events() {
             if count == room {
                 return result.map_or_else(fail, |()| 0);
             }
@@ -188,7 +198,7 @@ impl Queue {
             readers: epoll_create()?,
             writers: epoll_create()?,
             triggered: eventfd()?,
-            old: std::env::var_os("GAIO_KQUEUE_MODEL").is_some_and(|it| it == "old"),
+            ways: Ways::choose()?,
             notes: Mutex::new(Notes {
                 files: Files::new()?,
                 users: BTreeMap::new(),
@@ -212,7 +222,9 @@ impl Queue {
         match change.filter {
             EVFILT_READ | EVFILT_WRITE => self.apply_to_file(&mut notes.files, change),
             EVFILT_TIMER => self.apply_to_timer(&mut notes.timers, change),
-            EVFILT_USER if !self.old => self.apply_to_user(&mut notes.users, change),
+            EVFILT_USER if self.ways.has_user_events() => {
+                self.apply_to_user(&mut notes.users, change)
+            }
             _ => Err(Errno(libc::EINVAL)),
         }
     }
@@ -230,7 +242,7 @@ impl Queue {
         let what = unsafe { BorrowedFd::borrow_raw(fd) };
         if change.flags & EV_ADD != 0 {
             if change.filter == EVFILT_WRITE {
-                may_watch_writing(what, file_type)?;
+                self.ways.may_watch_writing(what, file_type)?;
             }
             if is_known {
                 epoll_del(instance.as_fd(), what)?;
@@ -272,7 +284,7 @@ impl Queue {
             return Err(Errno(libc::EINVAL));
         }
         let fd = timerfd()?;
-        super::arm_timerfd(fd.as_fd(), Some(Instant::now() + Duration::from_millis(ms)));
+        super::arm_timerfd(fd.as_fd(), Some(self.ways.fires_at(ms)));
         // SAFETY: the queue's owner keeps it open while it makes calls.
         let all = unsafe { BorrowedFd::borrow_raw(self.all) };
         epoll_add(all, fd.as_fd(), EPOLLIN, 0)?;
@@ -354,8 +366,14 @@ impl Queue {
             }
             !fired
         });
-        collect_files(&self.readers, EVFILT_READ, files, out)?;
-        collect_files(&self.writers, EVFILT_WRITE, files, out)
+        let mut both = [(&self.readers, EVFILT_READ), (&self.writers, EVFILT_WRITE)];
+        if self.ways == Ways::NetBsd {
+            both.reverse();
+        }
+        for (instance, filter) in both {
+            collect_files(instance, filter, files, out)?;
+        }
+        Ok(())
     }
 }
 
@@ -409,37 +427,6 @@ impl Out<'_> {
             slot.write(event);
         }
     }
-}
-
-/// Whether what a descriptor stands for can be watched for `EVFILT_WRITE`.
-fn may_watch_writing(what: BorrowedFd<'_>, file_type: libc::mode_t) -> Result<(), Errno> {
-    match file_type {
-        libc::S_IFIFO if poll(what.as_raw_fd()) & libc::POLLERR != 0 => Err(Errno(libc::EPIPE)),
-        NO_FILE if is_queue(what) => Err(Errno(libc::EINVAL)),
-        _ => Ok(()),
-    }
-}
-
-/// `fcntl(2)` with `F_SETFL` ends so for a kqueue.
-pub(super) fn may_set_flags(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    if is_queue(fd) {
-        return Err(Errno(libc::ENOTTY));
-    }
-    Ok(())
-}
-
-/// Whether this is a queue, or any other epoll instance, under whatever number.
-pub(super) fn is_queue(fd: BorrowedFd<'_>) -> bool {
-    const EPOLL: &[u8] = b"anon_inode:[eventpoll]";
-    // Not on the heap, as the table of descriptors.
-    let (mut path, mut target) = ([0; 32], [0; EPOLL.len() + 1]);
-    if write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).is_err() {
-        return false;
-    }
-    let (from, to) = (path.as_ptr().cast(), target.as_mut_ptr());
-    // SAFETY: the path ends with a zero; the target is borrowed for the call, with its length.
-    let len = unsafe { libc::readlink(from, to.cast(), target.len()) };
-    usize::try_from(len).is_ok_and(|len| &target[..len] == EPOLL)
 }
 
 /// What is behind a descriptor, and its type.
