@@ -69,12 +69,15 @@ impl<C> Inbox<C> {
     /// Appends the message that `make` makes of a fresh number.
     ///
     /// # Errors
-    /// What went into `make`, if the watcher is closed.
+    /// What went into `make`, if the watcher is closed or this is a forked child.
     pub(crate) fn send<T>(
         &self,
         what: T,
         make: impl FnOnce(OpId, T) -> Message<C>,
     ) -> Result<OpId, T> {
+        if self.is_forked() {
+            return Err(what);
+        }
         let mut queue = self.lock();
         if queue.closed {
             return Err(what);
@@ -88,8 +91,15 @@ impl<C> Inbox<C> {
 
     /// Takes no more messages. The watcher finds out at its next turn.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
-        self.notify();
+        if !self.is_forked() {
+            self.lock().closed = true;
+            self.notify();
+        }
+    }
+
+    /// Whether this is a forked child: another thread of the parent may have held a lock at the fork.
+    pub(crate) fn is_forked(&self) -> bool {
+        !self.waker.process().is_current()
     }
 
     /// Whether a look is worth it.

@@ -85,6 +85,15 @@
 //!   Leases that are kept are back-pressure: when all buffers are out, such reads wait.
 //! - No call blocks but `wait_io`.
 //!
+//! # Fork
+//!
+//! A watcher belongs to the process that built it. In a child that `fork(2)` made, every call of its
+//! [`Watcher`] and [`Remote`]s is refused with [`ErrorKind::Forked`] and gives back what it was given;
+//! those that cannot fail say `false` or do nothing. Dropping them there closes the child's copies of
+//! the descriptors and leaves the parent alone. So a daemon forks first and builds its watcher then;
+//! a child that needs one builds its own. (Starting other programs, as `std::process::Command` does, is no
+//! concern: all descriptors are close-on-exec.)
+//!
 //! # What is not promised
 //!
 //! - Datagram sockets are refused: this is a library for streams.

@@ -21,7 +21,8 @@ use crate::request::{OpId, Order, What};
 /// Calls return at once; the watcher takes them up at its next turn and is woken if it sleeps.
 /// Requests of one handle from one thread keep their order. All that can go wrong with a request
 /// (a freed connection, an empty buffer, the system) comes as its result; the only error of a
-/// call is that the watcher is closed.
+/// call is that the watcher is closed, or that this is a child of the watcher's process
+/// ([`Forked`](crate::ErrorKind::Forked)).
 ///
 /// ```
 /// use gaio::{Operation, Results, Watcher};
@@ -59,16 +60,16 @@ impl<C> Remote<C> {
             Ok(kind) => kind,
             Err(error) => return Err(Rejected::new(error, socket)),
         };
-        let Some(conn) = self.inbox.conns.allocate() else {
-            let error = Error::os(Doing::Delegate, Errno::TABLE_FULL);
-            return Err(Rejected::new(error, socket));
+        let conn = match self.allocate(Doing::Delegate) {
+            Ok(conn) => conn,
+            Err(error) => return Err(Rejected::new(error, socket)),
         };
         let sent = self
             .inbox
             .send(socket, |_, socket| Message::Delegate { conn, socket, kind });
         match sent {
             Ok(_) => Ok(conn),
-            Err(socket) => Err(Rejected::new(closed(Doing::Delegate), socket)),
+            Err(socket) => Err(Rejected::new(self.refusal(Doing::Delegate), socket)),
         }
     }
 
@@ -98,7 +99,7 @@ impl<C> Remote<C> {
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
         let order = Order::read(ctx, buf.into(), deadline.into().at());
         self.submit(conn, order)
-            .map_err(|order| Rejected::new(closed(Doing::Read), order.into_read()))
+            .map_err(|order| Rejected::new(self.refusal(Doing::Read), order.into_read()))
     }
 
     /// As [`Watcher::read_full`](crate::Watcher::read_full).
@@ -116,7 +117,7 @@ impl<C> Remote<C> {
         let order = Order::new(What::ReadFull, ctx, load, deadline.into().at());
         self.submit(conn, order).map_err(|order| {
             let (ctx, buf) = order.into_write();
-            Rejected::new(closed(Doing::Read), (ctx, buf.into_vec()))
+            Rejected::new(self.refusal(Doing::Read), (ctx, buf.into_vec()))
         })
     }
 
@@ -130,7 +131,7 @@ impl<C> Remote<C> {
     {
         let order = Order::stream(What::ReadStream, ctx, Load::Credit(Credit::new()));
         self.submit(conn, order)
-            .map_err(|order| Rejected::new(closed(Doing::Read), order.context))
+            .map_err(|order| Rejected::new(self.refusal(Doing::Read), order.context))
     }
 
     /// As [`Watcher::write`](crate::Watcher::write).
@@ -160,7 +161,7 @@ impl<C> Remote<C> {
         let load = Load::Buffer(buf.into());
         let order = Order::new(What::Write, ctx, load, deadline.into().at());
         self.submit(conn, order)
-            .map_err(|order| Rejected::new(closed(Doing::Write), order.into_write()))
+            .map_err(|order| Rejected::new(self.refusal(Doing::Write), order.into_write()))
     }
 
     /// As [`Watcher::connect`](crate::Watcher::connect); that no socket can be had comes as the
@@ -175,9 +176,9 @@ impl<C> Remote<C> {
         deadline: impl Into<Deadline>,
     ) -> Result<Conn, Rejected<C>> {
         let to = to.into();
-        let Some(conn) = self.inbox.conns.allocate() else {
-            let error = Error::os(Doing::Connect, Errno::TABLE_FULL);
-            return Err(Rejected::new(error, ctx));
+        let conn = match self.allocate(Doing::Connect) {
+            Ok(conn) => conn,
+            Err(error) => return Err(Rejected::new(error, ctx)),
         };
         let socket = stream_socket(&to);
         let load = Load::Address(Box::new(to));
@@ -192,7 +193,7 @@ impl<C> Remote<C> {
             });
         match sent {
             Ok(_) => Ok(conn),
-            Err((_, order)) => Err(Rejected::new(closed(Doing::Connect), order.context)),
+            Err((_, order)) => Err(Rejected::new(self.refusal(Doing::Connect), order.context)),
         }
     }
 
@@ -203,7 +204,7 @@ impl<C> Remote<C> {
     pub fn shutdown(&self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
         let order = Order::new(What::Shutdown(how), ctx, Load::None, None);
         self.submit(conn, order)
-            .map_err(|order| Rejected::new(closed(Doing::Shutdown), order.context))
+            .map_err(|order| Rejected::new(self.refusal(Doing::Shutdown), order.context))
     }
 
     /// Sends a message: the watcher gets a result of [`Operation::Post`](crate::Operation::Post)
@@ -215,7 +216,7 @@ impl<C> Remote<C> {
         self.inbox
             .send(ctx, |op, context| Message::Post { op, context })
             .map(drop)
-            .map_err(|ctx| Rejected::new(closed(Doing::Post), ctx))
+            .map_err(|ctx| Rejected::new(self.refusal(Doing::Post), ctx))
     }
 
     /// As [`Watcher::cancel`](crate::Watcher::cancel); a number that is unknown by then does
@@ -227,7 +228,7 @@ impl<C> Remote<C> {
         self.inbox
             .send(op, |_, op| Message::Cancel(op))
             .map(drop)
-            .map_err(|_| closed(Doing::Cancel))
+            .map_err(|_| self.refusal(Doing::Cancel))
     }
 
     /// As [`Watcher::free`](crate::Watcher::free); a handle that is no longer good does nothing.
@@ -238,7 +239,7 @@ impl<C> Remote<C> {
         self.inbox
             .send(conn, |_, conn| Message::Free(conn))
             .map(drop)
-            .map_err(|_| closed(Doing::Free))
+            .map_err(|_| self.refusal(Doing::Free))
     }
 
     /// Closes the watcher, as [`Watcher::close`](crate::Watcher::close); a blocked `wait_io`
@@ -251,10 +252,24 @@ impl<C> Remote<C> {
         self.inbox
             .send(order, |op, order| Message::Submit { op, conn, order })
     }
-}
 
-fn closed(doing: Doing) -> Error {
-    Error::new(doing, ErrorKind::WatcherClosed)
+    /// A handle that can be used at once.
+    fn allocate(&self, doing: Doing) -> Result<Conn> {
+        if self.inbox.is_forked() {
+            return Err(self.refusal(doing));
+        }
+        let conn = self.inbox.conns.allocate();
+        conn.ok_or(Error::os(doing, Errno::TABLE_FULL))
+    }
+
+    /// Why the inbox takes nothing.
+    fn refusal(&self, doing: Doing) -> Error {
+        let kind = match self.inbox.is_forked() {
+            true => ErrorKind::Forked,
+            false => ErrorKind::WatcherClosed,
+        };
+        Error::new(doing, kind)
+    }
 }
 
 /// What `delegate` takes.

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use gaio_backends::select::BackendInfo;
 use gaio_backends::{
-    Address, Doing, Error, ErrorKind, Result, Selected, SocketKind, Until, classify, peer_addr,
-    pin_thread,
+    Address, Doing, Error, ErrorKind, PoolUse, Process, Result, Selected, SocketKind, Until,
+    classify, peer_addr, pin_thread,
 };
 
 use crate::builder::Builder;
@@ -33,6 +33,9 @@ use crate::stats::Stats;
 /// A watcher may be built on one thread and moved to another; the first
 /// [`wait_io`](Watcher::wait_io) binds it to its thread. Other threads use a [`Remote`]. It may be
 /// dropped anywhere, best on its own thread, where nothing has to be waited for.
+///
+/// It belongs to the process that built it: in a forked child every call is refused with
+/// [`ErrorKind::Forked`], and a drop harms nobody.
 ///
 /// ```
 /// use gaio::{Operation, Results, Watcher};
@@ -67,6 +70,7 @@ pub struct Watcher<C = ()> {
     spin: Duration,
     /// The thread of the first `wait_io`; 0 before.
     owner: u64,
+    process: Process,
     /// Somebody waits on our descriptor.
     nested: Cell<bool>,
     not_sync: PhantomData<Cell<()>>,
@@ -95,6 +99,7 @@ impl<C> Watcher<C> {
     ) -> Self {
         let ids = Arc::new(ConnIds::new());
         let waker = Arc::clone(backend.waker());
+        let process = waker.process();
         Watcher {
             backend,
             engine: Engine::new(Arc::clone(&ids), stream_window, swap_buffer_size),
@@ -103,6 +108,7 @@ impl<C> Watcher<C> {
             info,
             spin,
             owner: 0,
+            process,
             nested: Cell::new(false),
             not_sync: PhantomData,
         }
@@ -156,12 +162,8 @@ impl<C> Watcher<C> {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<Conn, Rejected<OwnedFd>> {
-        let refusal = if self.is_elsewhere() {
-            Some(ErrorKind::WrongThread)
-        } else {
-            self.engine.closed.then_some(ErrorKind::WatcherClosed)
-        };
-        if let Some(kind) = refusal {
+        let closed = || self.engine.closed.then_some(ErrorKind::WatcherClosed);
+        if let Some(kind) = self.refusal().or_else(closed) {
             return Err(Rejected::new(Error::new(doing, kind), socket));
         }
         self.engine
@@ -171,7 +173,7 @@ impl<C> Watcher<C> {
 
     /// Whether the handle is good: of this watcher, and not freed.
     pub fn contains(&self, conn: Conn) -> bool {
-        self.engine.is_open(conn)
+        self.engine.is_open(conn) && !self.is_forked()
     }
 
     /// The socket, to look at or to set options on (`socket2::SockRef`). Reading from it, writing
@@ -180,6 +182,9 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`.
     pub fn socket(&self, conn: Conn) -> Result<BorrowedFd<'_>> {
+        if self.is_forked() {
+            return Err(Error::new(Doing::Inspect, ErrorKind::Forked));
+        }
         let open = self.engine.is_open(conn);
         let socket = self.backend.socket(conn.slot()).filter(|_| open);
         socket.ok_or(Error::new(Doing::Inspect, ErrorKind::ConnClosed))
@@ -198,9 +203,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `Busy` while requests are pending; `ConnClosed`; `WrongThread`.
     pub fn reclaim(&mut self, conn: Conn) -> Result<OwnedFd> {
-        if self.is_elsewhere() {
-            return Err(Error::new(Doing::Reclaim, ErrorKind::WrongThread));
-        }
+        self.check_here(Doing::Reclaim)?;
         self.reach(conn);
         self.engine
             .reclaim(&mut *self.backend, conn)
@@ -242,9 +245,7 @@ impl<C> Watcher<C> {
     /// `Os` with `EINVAL` if this process has no such CPU; `Unsupported` where the system cannot bind
     /// a thread (macOS, OpenBSD); `WrongThread`.
     pub fn pin(&mut self, cpu: usize) -> Result<()> {
-        if self.is_elsewhere() {
-            return Err(Error::new(Doing::Pin, ErrorKind::WrongThread));
-        }
+        self.check_here(Doing::Pin)?;
         pin_thread(cpu)
     }
 
@@ -252,7 +253,11 @@ impl<C> Watcher<C> {
     pub fn stats(&self) -> Stats {
         let calls = self.backend.counts();
         let (wakeups, wakeups_elided) = self.inbox.waker.counts();
-        let pool = self.backend.pool_use();
+        // In a forked child its lock may be held for ever.
+        let pool = match self.is_forked() {
+            true => PoolUse::default(),
+            false => self.backend.pool_use(),
+        };
         let engine = &self.engine.counts;
         Stats {
             kernel_calls: calls.waits + calls.reads + calls.writes + calls.accepts + calls.others,
@@ -282,8 +287,10 @@ impl<C> Watcher<C> {
     /// `wait_io` hands out what is left, then fails with `WatcherClosed`. Closing again does
     /// nothing.
     pub fn close(&mut self) {
-        self.inbox.close();
-        self.absorb();
+        if !self.is_forked() {
+            self.inbox.close();
+            self.absorb();
+        }
     }
 }
 
@@ -304,6 +311,10 @@ impl<C> AsFd for Watcher<C> {
 
 impl<C> Drop for Watcher<C> {
     fn drop(&mut self) {
+        if self.is_forked() {
+            // Only copies go; what is in the inbox goes with it.
+            return;
+        }
         // From now on no message comes that would be lost; what is there is dropped outside the
         // lock, because contexts may do anything when dropped.
         self.inbox.close();

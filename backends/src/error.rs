@@ -50,6 +50,8 @@ pub enum ErrorKind {
     WrongKind,
     /// Called on another thread than the one that called `wait_io` first.
     WrongThread,
+    /// Called in a child of the process that built the watcher.
+    Forked,
     /// The connection still has pending requests.
     Busy,
     /// The system refused; [`Error::raw_os_error`] says why.
@@ -204,6 +206,10 @@ impl fmt::Display for Error {
                 "the watcher belongs to the thread that called wait_io first: use a Remote from \
                  other threads"
             }
+            ErrorKind::Forked => {
+                "the watcher belongs to the process that built it, and this is a child of that: \
+                 build the watcher after the fork"
+            }
             ErrorKind::Busy => "requests are pending: wait for their results or cancel them",
             ErrorKind::Os => return write!(f, "{}", io::Error::from_raw_os_error(self.errno)),
         })?;
@@ -232,7 +238,9 @@ impl From<Error> for io::Error {
             ErrorKind::EmptyBuffer | ErrorKind::WrongKind => io::ErrorKind::InvalidInput,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::Busy => io::ErrorKind::ResourceBusy,
-            ErrorKind::Cancelled | ErrorKind::WrongThread => io::ErrorKind::Other,
+            ErrorKind::Cancelled | ErrorKind::WrongThread | ErrorKind::Forked => {
+                io::ErrorKind::Other
+            }
         };
         io::Error::new(kind, error)
     }

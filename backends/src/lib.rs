@@ -21,6 +21,7 @@ mod error;
 pub mod loads;
 #[cfg(gaio_epoll)]
 mod nest;
+mod process;
 pub mod select;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -43,6 +44,7 @@ pub use buffer::Buffer;
 pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
 pub(crate) use loads::LoadTable;
 pub use loads::{Load, Loads};
+pub use process::Process;
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
 pub use slots::reserve_gently;
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};

@@ -1,8 +1,9 @@
 //! Thin wrappers around system calls: arguments in, `Errno` out, nothing decided here. What all
 //! systems have is in this file, what only some have in `linux.rs` and `kqueue.rs`, what each has
-//! in its own way in `cpu.rs` and `sigpipe.rs`.
+//! in its own way in `cpu.rs`, `fork.rs` and `sigpipe.rs`.
 
 mod cpu;
+mod fork;
 #[cfg(gaio_kqueue)]
 pub(crate) mod kqueue;
 #[cfg(gaio_kqueue_model)]
@@ -27,6 +28,7 @@ use crate::error::Errno;
 use crate::{Interest, SocketKind};
 
 pub use cpu::pin_thread;
+pub(crate) use fork::{at_fork, wiped_at_fork};
 #[cfg(gaio_epoll)]
 pub(crate) use linux::*;
 pub(crate) use sigpipe::silence;

@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-#[cfg(gaio_epoll)]
 use crate::error::Errno;
+use crate::process::Process;
 #[cfg(gaio_epoll)]
 use crate::sys;
 
@@ -25,6 +25,8 @@ pub trait Bell: fmt::Debug + Send + Sync {
 pub struct Waker {
     asleep: AtomicBool,
     bell: Arc<dyn Bell>,
+    /// Whose watcher it wakes.
+    process: Process,
     sent: AtomicU64,
     elided: AtomicU64,
 }
@@ -33,17 +35,25 @@ impl Waker {
     /// A waker with an `eventfd(2)` behind it.
     #[cfg(gaio_epoll)]
     pub fn new() -> Result<Self, Errno> {
-        Ok(Waker::with(Arc::new(sys::EventBell::new()?)))
+        Waker::with(Arc::new(sys::EventBell::new()?))
     }
 
     /// A waker that rings this bell.
-    pub(crate) fn with(bell: Arc<dyn Bell>) -> Self {
-        Waker {
+    pub(crate) fn with(bell: Arc<dyn Bell>) -> Result<Self, Errno> {
+        Ok(Waker {
             asleep: AtomicBool::new(false),
             bell,
+            process: Process::current()?,
             sent: AtomicU64::new(0),
             elided: AtomicU64::new(0),
-        }
+        })
+    }
+
+    /// The process in which the watcher was built. In a child of it nothing may be touched that the
+    /// two share, nor a lock be taken: another thread of the parent may have held it at the fork.
+    #[inline]
+    pub fn process(&self) -> Process {
+        self.process
     }
 
     /// Ends the owner's sleep, present or about to begin. What was published before this call
@@ -54,7 +64,9 @@ impl Waker {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.sent.fetch_add(1, Ordering::Relaxed);
-            self.bell.ring();
+            if self.process.is_current() {
+                self.bell.ring();
+            }
         } else {
             self.elided.fetch_add(1, Ordering::Relaxed);
         }

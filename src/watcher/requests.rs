@@ -248,12 +248,8 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `WatcherClosed`.
     pub fn timer(&mut self, ctx: C, deadline: impl Into<Deadline>) -> Result<OpId, Rejected<C>> {
-        let refusal = if self.is_elsewhere() {
-            Some(ErrorKind::WrongThread)
-        } else {
-            self.engine.closed.then_some(ErrorKind::WatcherClosed)
-        };
-        match refusal {
+        let closed = || self.engine.closed.then_some(ErrorKind::WatcherClosed);
+        match self.refusal().or_else(closed) {
             None => Ok(self.engine.timer(ctx, deadline.into().at())),
             Some(kind) => Err(Rejected::new(Error::new(Doing::Timer, kind), ctx)),
         }
@@ -279,8 +275,8 @@ impl<C> Watcher<C> {
     }
 
     fn submit(&mut self, conn: Conn, order: Order<C>) -> Result<OpId, Rejected<Order<C>>> {
-        if self.is_elsewhere() {
-            return Err(refused(ErrorKind::WrongThread, order));
+        if let Some(kind) = self.refusal() {
+            return Err(refused(kind, order));
         }
         match self.engine.submit(&mut *self.backend, conn, order) {
             Ok(op) => Ok(op),
@@ -316,6 +312,9 @@ impl<C> Watcher<C> {
     /// Cancels a request: it ends with `Cancelled`, unless it was quicker. False if it has
     /// finished, is unknown, or another watcher's.
     pub fn cancel(&mut self, op: OpId) -> bool {
+        if self.is_forked() {
+            return false;
+        }
         if self.inbox.is_pending() {
             self.absorb();
         }
@@ -326,6 +325,9 @@ impl<C> Watcher<C> {
     /// its socket is closed. It is not shut down: a duplicate that the program has stays usable.
     /// False if the handle was not good.
     pub fn free(&mut self, conn: Conn) -> bool {
+        if self.is_forked() {
+            return false;
+        }
         self.reach(conn);
         self.engine.free(&mut *self.backend, conn)
     }

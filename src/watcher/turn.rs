@@ -129,9 +129,7 @@ impl<C> Watcher<C> {
 
     /// Binds the watcher to its thread, the first time.
     fn own(&mut self) -> Result<()> {
-        if self.is_elsewhere() {
-            return Err(Error::new(Doing::Wait, ErrorKind::WrongThread));
-        }
+        self.check_here(Doing::Wait)?;
         if self.owner == 0 {
             let refused = |errno| Error::os(Doing::Wait, errno);
             self.backend.bind().map_err(refused)?;
@@ -140,11 +138,33 @@ impl<C> Watcher<C> {
         Ok(())
     }
 
-    /// Whether the calling thread is not the watcher's.
+    /// Whether the calling thread is not the watcher's, or this is a child of its process.
     #[inline(always)]
     pub(super) fn is_elsewhere(&self) -> bool {
         // A thread without a number cannot be the owner, and nobody's watcher is no thread's.
-        self.owner != NUMBER.get() && self.owner != 0
+        (self.owner != NUMBER.get() && self.owner != 0) || self.is_forked()
+    }
+
+    /// Whether this is a forked child, where the watcher is nobody's.
+    #[inline(always)]
+    pub(super) fn is_forked(&self) -> bool {
+        !self.process.is_current()
+    }
+
+    /// Why a call from here is refused, if it is.
+    pub(super) fn refusal(&self) -> Option<ErrorKind> {
+        if !self.is_elsewhere() {
+            None
+        } else if self.is_forked() {
+            Some(ErrorKind::Forked)
+        } else {
+            Some(ErrorKind::WrongThread)
+        }
+    }
+
+    pub(super) fn check_here(&self, doing: Doing) -> Result<()> {
+        self.refusal()
+            .map_or(Ok(()), |kind| Err(Error::new(doing, kind)))
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::iter;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
+use std::panic;
 use std::process::{Child, Command, Stdio};
 
 use gaio::BackendKind;
@@ -48,6 +49,56 @@ pub fn in_child(module: &str, kind: BackendKind, body: impl FnOnce()) {
         output.status
     );
     print!("{said}");
+}
+
+/// A child that this process forked. Only of use where no other test runs: [`in_child`].
+pub struct Forked(libc::pid_t);
+
+impl Forked {
+    /// Forks a child that does this and ends.
+    pub fn start(body: impl FnOnce()) -> Self {
+        // SAFETY: the child goes on with this thread alone. It takes no lock that one of the others
+        // may have held: they only use what is tested here.
+        Forked::start_by(|| unsafe { libc::fork() }, body)
+    }
+
+    /// The same by another call than `fork(2)`.
+    pub fn start_by(fork: impl FnOnce() -> libc::pid_t, body: impl FnOnce()) -> Self {
+        match fork() {
+            0 => {
+                end_with_parent();
+                let passed = panic::catch_unwind(panic::AssertUnwindSafe(body)).is_ok();
+                // SAFETY: it ends this process, and nothing else of the test runs here.
+                unsafe { libc::_exit(i32::from(!passed)) }
+            }
+            child => {
+                assert!(child > 0, "fork: {}", io::Error::last_os_error());
+                Forked(child)
+            }
+        }
+    }
+
+    /// Waits for its end: it must have passed.
+    pub fn join(self) {
+        let mut status = 0;
+        // SAFETY: `status` is valid for the call.
+        let mut ended = || unsafe { libc::waitpid(self.0, &mut status, libc::WNOHANG) } == self.0;
+        if !in_time(&mut ended) {
+            // SAFETY: the child is not waited for yet, so the number is its own.
+            unsafe { libc::kill(self.0, libc::SIGKILL) };
+            assert!(in_time(ended));
+            panic!("the forked child hangs");
+        }
+        assert_eq!(
+            status, 0,
+            "status of the forked child: its signal, or 256 if it failed"
+        );
+    }
+}
+
+/// Forks a child that does this, and waits for it.
+pub fn in_fork(body: impl FnOnce()) {
+    Forked::start(body).join();
 }
 
 /// Sets the variable that overrides `Choice::Auto`. Only for a process of its own.
@@ -189,6 +240,11 @@ pub fn affordable(wanted: usize) -> usize {
         println!("scaled down by RLIMIT_NOFILE: {count} connections instead of {wanted}");
     }
     count
+}
+
+/// How many descriptors this process has open.
+pub fn descriptors() -> usize {
+    Held::now().descriptors
 }
 
 /// What a process holds that can leak.

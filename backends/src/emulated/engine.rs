@@ -12,7 +12,7 @@ use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::{Pool, SwapBuf};
-use crate::{Buffer, Completion, Counts, Lane, LoadTable, Payload, Place, Request, sys};
+use crate::{Buffer, Completion, Counts, Lane, LoadTable, Payload, Place, Process, Request, sys};
 
 /// What came of an event.
 pub(super) enum Step {
@@ -49,10 +49,11 @@ pub(super) struct Engine {
     pub(super) retries: Retries,
     pub(super) cursor: Cursor,
     pub(super) counts: Counts,
+    process: Process,
 }
 
 impl Engine {
-    pub(super) fn new(pool: Pool) -> Self {
+    pub(super) fn new(pool: Pool, process: Process) -> Self {
         Engine {
             slots: Vec::new(),
             loads: LoadTable::default(),
@@ -66,6 +67,7 @@ impl Engine {
             retries: Retries::default(),
             cursor: Cursor::new(pool),
             counts: Counts::default(),
+            process,
         }
     }
 
@@ -340,8 +342,12 @@ pub(super) fn transferred(len: usize) -> u32 {
 }
 
 impl Drop for Engine {
-    /// The user may hold duplicates, which share the blocking mode.
+    /// The user may hold duplicates, which share the blocking mode. So does the parent of a forked
+    /// child, which goes on.
     fn drop(&mut self) {
+        if !self.process.is_current() {
+            return;
+        }
         for entry in &self.slots {
             if let Some(socket) = &entry.socket {
                 restore_mode(socket, entry.flags);

@@ -82,11 +82,11 @@ impl<P: Poller> Emulated<P> {
             }
         };
         let mut poller = P::new()?;
-        let bell = poller.bell(WAKER).map_err(refused("the wake-up"))?;
-        let waker = Arc::new(Waker::with(bell));
+        let waker = poller.bell(WAKER).and_then(Waker::with);
+        let waker = Arc::new(waker.map_err(refused("the wake-up"))?);
         let pool = options.pool(&waker);
         Ok(Emulated {
-            engine: Engine::new(pool),
+            engine: Engine::new(pool, waker.process()),
             poller,
             waker,
             nested: Cell::new(false),

@@ -91,12 +91,14 @@ impl Sim {
     /// # Errors
     /// The real system refuses a descriptor.
     pub fn new(world: World, options: &Options) -> Result<Self, Refusal> {
-        let (quiet, _) = UnixStream::pair().map_err(|error| Refusal {
+        let refused = |errno| Refusal {
             step: "socketpair",
-            errno: error.into(),
+            errno,
             advice: "raise the limit of open descriptors (ulimit -n)",
-        })?;
-        let waker = Arc::new(Waker::with(Arc::new(Quiet(quiet))));
+        };
+        let (quiet, _) = UnixStream::pair().map_err(|error| refused(error.into()))?;
+        let waker = Waker::with(Arc::new(Quiet(quiet))).map_err(refused)?;
+        let waker = Arc::new(waker);
         Ok(Sim {
             world,
             slots: Vec::new(),

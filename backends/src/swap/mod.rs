@@ -294,6 +294,10 @@ unsafe fn give_back(block: NonNull<Block>) {
     fence(Ordering::Acquire);
     // SAFETY: the checkout made this pointer of an `Arc`; the last reference gives it back.
     let shared = unsafe { Arc::from_raw(header.shared) };
+    if !shared.waker.process().is_current() {
+        // In a forked child the lock may be held for ever. The block goes with its pool.
+        return;
+    }
     let mut state = shared.lock();
     state.free.push(block);
     let wake = std::mem::take(&mut state.hungry);

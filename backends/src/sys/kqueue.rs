@@ -4,6 +4,7 @@
 //! Under `gaio_kqueue_model` the two calls are those of `kqueue_model.rs`: then tests on Linux run
 //! all that is written here.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use libc as system;
 
 use super::{check, close_on_exec, timespec};
 use crate::error::Errno;
+use crate::process::Process;
 use system::{
     EV_ADD, EV_CLEAR, EV_DELETE, EV_EOF, EV_ERROR, EV_ONESHOT, EV_RECEIPT, EVFILT_READ,
     EVFILT_TIMER, EVFILT_USER, EVFILT_WRITE, NOTE_TRIGGER,
@@ -121,7 +123,9 @@ impl Event {
 /// A kqueue.
 #[derive(Debug)]
 pub(crate) struct Kqueue {
-    fd: OwnedFd,
+    fd: ManuallyDrop<OwnedFd>,
+    /// No child inherits it: there, its number means nothing, or something else.
+    process: Process,
     /// Whether the system knows `EV_RECEIPT`.
     receipts: bool,
 }
@@ -129,11 +133,13 @@ pub(crate) struct Kqueue {
 impl Kqueue {
     /// A close-on-exec kqueue. No child inherits it, so there is no moment to miss.
     pub(crate) fn new() -> Result<Self, Errno> {
+        let process = Process::current()?;
         // SAFETY: the call takes nothing.
         let fd = check(unsafe { system::kqueue() })?;
         let mut queue = Kqueue {
             // SAFETY: the call just made this descriptor.
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
+            fd: ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) }),
+            process,
             receipts: true,
         };
         close_on_exec(fd)?;
@@ -238,11 +244,15 @@ impl AsFd for Kqueue {
     }
 }
 
-#[cfg(gaio_kqueue_model)]
 impl Drop for Kqueue {
-    /// The model cannot see `close(2)`.
     fn drop(&mut self) {
-        system::closing(self.fd.as_raw_fd());
+        if self.process.is_current() {
+            // The model cannot see `close(2)`.
+            #[cfg(gaio_kqueue_model)]
+            system::closing(self.fd.as_raw_fd());
+            // SAFETY: it is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
     }
 }
 

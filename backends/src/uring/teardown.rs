@@ -8,7 +8,7 @@
 //! it one operation or 9,000. (Measured on 6.18.)
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -110,6 +110,19 @@ impl Uring {
         true
     }
 
+    /// In a forked child: only its copies go. The ring is the parent's, and its mapping was never
+    /// here: somebody else's memory may lie there by now, so the box that would unmap it is kept.
+    fn leave_to_parent(&mut self) {
+        // SAFETY: the box is leaked, so that nobody else closes this. The kernel, which works for the
+        // parent, uses the parent's memory. Each is dropped once, here, and not used afterwards.
+        unsafe {
+            drop(OwnedFd::from_raw_fd(self.ring.as_raw_fd()));
+            ManuallyDrop::drop(&mut self.exit);
+            ManuallyDrop::drop(&mut self.loads);
+            ManuallyDrop::drop(&mut self.buffers);
+        }
+    }
+
     /// How much is in flight after all was cancelled.
     fn running(&self) -> usize {
         self.cancelling + usize::from(self.wake_armed)
@@ -118,6 +131,9 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
+        if !self.waker.process().is_current() {
+            return self.leave_to_parent();
+        }
         let until = Instant::now() + WAIT_MAX;
         let drained = !self.bound || self.drain(until);
         // What the ring accepted and nobody took is closed.
