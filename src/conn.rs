@@ -1,35 +1,38 @@
 //! `Conn`, the handle of a connection, and where handles come from.
+//!
+//! A handle is an index and the number of a *life* of that index. Lives are counted for the whole
+//! process: each watcher takes them in blocks from one table, so that no two connections ever have the
+//! same handle, whichever watchers they belonged to.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 const INDEX_BITS: u32 = 24;
-const GENERATION_BITS: u32 = 20;
 const INDEX_MAX: u32 = (1 << INDEX_BITS) - 1;
-const GENERATION_MAX: u32 = (1 << GENERATION_BITS) - 1;
-const TAG_MASK: u64 = (1 << (64 - INDEX_BITS - GENERATION_BITS)) - 1;
+/// How many lives of an index a watcher takes at a time: 2^8, so 2^32 blocks are there of each index.
+const BLOCK_BITS: u32 = 8;
 
 /// A connection or a listener of one watcher. Eight bytes, `Copy`.
 ///
-/// A handle never comes to mean another connection: it carries its watcher's tag and a
-/// generation that does not wrap (an index that was used a million times is retired). Used after
-/// the connection was freed, or on another watcher, it is refused with
-/// [`ErrorKind::ConnClosed`](crate::ErrorKind::ConnClosed).
+/// A handle never comes to mean another connection, of this watcher or of any other of the process:
+/// none is given out twice. Used after the connection was freed, or on another watcher, it is refused
+/// with [`ErrorKind::ConnClosed`](crate::ErrorKind::ConnClosed).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conn(u64);
 
 /// Hands out the handles of one watcher, to its own thread and to its `Remote`s.
 #[derive(Debug)]
 pub(crate) struct ConnIds {
-    tag: u64,
+    lives: &'static Lives,
     state: Mutex<Free>,
 }
 
 #[derive(Debug, Default)]
 struct Free {
-    /// Index and next generation.
-    reusable: Vec<(u32, u32)>,
+    /// Handles that were never given out, of indexes that were.
+    reusable: Vec<Conn>,
+    /// The indexes from here on were never used.
     fresh: u32,
 }
 
@@ -48,9 +51,16 @@ impl Conn {
         self.0 as u32 & INDEX_MAX
     }
 
-    #[inline]
-    pub(crate) fn generation(self) -> u32 {
-        (self.0 >> INDEX_BITS) as u32 & GENERATION_MAX
+    /// The first handle of a block.
+    fn first(index: u32, block: u32) -> Self {
+        Conn(u64::from(block) << (BLOCK_BITS + INDEX_BITS) | u64::from(index))
+    }
+
+    /// The handle of the next life in the same block, if there is one.
+    fn next(self) -> Option<Self> {
+        let next = self.0.checked_add(1 << INDEX_BITS)?;
+        (next >> (BLOCK_BITS + INDEX_BITS) == self.0 >> (BLOCK_BITS + INDEX_BITS))
+            .then_some(Conn(next))
     }
 }
 
@@ -59,18 +69,19 @@ impl fmt::Debug for Conn {
         if *self == Conn::NONE {
             return f.write_str("Conn::NONE");
         }
-        let tag = self.0 >> (INDEX_BITS + GENERATION_BITS);
-        write!(f, "Conn({}.{}@{tag})", self.slot(), self.generation())
+        write!(f, "Conn({}.{})", self.slot(), self.0 >> INDEX_BITS)
     }
 }
 
 impl ConnIds {
     pub(crate) fn new() -> Self {
-        // From one, so that no handle is `NONE`.
-        static NEXT_TAG: AtomicU64 = AtomicU64::new(0);
-        let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed) % TAG_MASK + 1;
+        static LIVES: Lives = Lives::new();
+        ConnIds::of(&LIVES)
+    }
+
+    fn of(lives: &'static Lives) -> Self {
         ConnIds {
-            tag,
+            lives,
             state: Mutex::default(),
         }
     }
@@ -78,30 +89,29 @@ impl ConnIds {
     /// A handle that was never given out. `None` when there are sixteen million.
     pub(crate) fn allocate(&self) -> Option<Conn> {
         let mut free = self.lock();
-        let (index, generation) = match free.reusable.pop() {
-            Some(pair) => pair,
-            None if free.fresh < INDEX_MAX => {
-                free.fresh += 1;
-                (free.fresh - 1, 0)
+        if let Some(conn) = free.reusable.pop() {
+            return Some(conn);
+        }
+        while free.fresh < INDEX_MAX {
+            let index = free.fresh;
+            free.fresh += 1;
+            // Other watchers may have worn it out.
+            if let Some(block) = self.lives.take_block(index) {
+                return Some(Conn::first(index, block));
             }
-            None => return None,
-        };
-        Some(self.conn(index, generation))
+        }
+        None
     }
 
     /// The handle's life is over: its index may be used again, unless it is worn out.
     pub(crate) fn release(&self, conn: Conn) {
-        if conn.generation() < GENERATION_MAX {
-            self.lock()
-                .reusable
-                .push((conn.slot(), conn.generation() + 1));
+        let next_block = || {
+            let block = self.lives.take_block(conn.slot());
+            block.map(|block| Conn::first(conn.slot(), block))
+        };
+        if let Some(next) = conn.next().or_else(next_block) {
+            self.lock().reusable.push(next);
         }
-    }
-
-    #[inline]
-    pub(crate) fn conn(&self, index: u32, generation: u32) -> Conn {
-        let place = u64::from(generation) << INDEX_BITS | u64::from(index);
-        Conn(self.tag << (INDEX_BITS + GENERATION_BITS) | place)
     }
 
     fn lock(&self) -> MutexGuard<'_, Free> {
@@ -109,20 +119,101 @@ impl ConnIds {
     }
 }
 
+const CHUNK_BITS: u32 = 12;
+const CHUNKS: usize = 1 << (INDEX_BITS - CHUNK_BITS);
+
+/// How many blocks of lives were given out of each index, for all watchers of the process. It only
+/// grows: by four bytes for each index that was ever used at the same time as all below it. There is
+/// no lock, so that a child that was forked meanwhile does not wait for one.
+struct Lives {
+    chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
+}
+
+impl Lives {
+    const fn new() -> Self {
+        Lives {
+            chunks: [const { OnceLock::new() }; CHUNKS],
+        }
+    }
+
+    /// A block of an index that nobody had. Not block 0, which [`Conn::NONE`] is of. `None` when there
+    /// are no more: the index is worn out for ever.
+    fn take_block(&self, index: u32) -> Option<u32> {
+        let taken = self.taken(index)?;
+        let before = taken.try_update(Ordering::Relaxed, Ordering::Relaxed, |it| it.checked_add(1));
+        before.ok().map(|before| before + 1)
+    }
+
+    fn taken(&self, index: u32) -> Option<&AtomicU32> {
+        let chunk = self.chunks.get((index >> CHUNK_BITS) as usize)?;
+        let chunk = chunk.get_or_init(|| (0..1 << CHUNK_BITS).map(|_| AtomicU32::new(0)).collect());
+        chunk.get((index & ((1 << CHUNK_BITS) - 1)) as usize)
+    }
+}
+
+impl fmt::Debug for Lives {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lives")
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    /// Lives of their own, since tests run at the same time.
+    fn lives() -> &'static Lives {
+        Box::leak(Box::new(Lives::new()))
+    }
+
+    #[test]
+    fn no_handle_comes_twice() {
+        let lives = lives();
+        let mut seen = HashSet::from([Conn::NONE]);
+        for _ in 0..3 {
+            let ids = ConnIds::of(lives);
+            for round in 0..2_000 {
+                let conns = [(); 3].map(|()| ids.allocate().unwrap_or(Conn::NONE));
+                for conn in conns {
+                    assert!(seen.insert(conn), "{conn:?} again, in round {round}");
+                    assert!(conn.index() < 3, "dense");
+                    ids.release(conn);
+                }
+            }
+        }
+    }
+
+    /// More watchers than a tag in the handle could tell apart.
+    #[test]
+    fn handles_of_many_watchers_differ() {
+        let lives = lives();
+        let first = ConnIds::of(lives).allocate();
+        for _ in 0..(1 << 20) + 10 {
+            assert_ne!(ConnIds::of(lives).allocate(), first);
+        }
+    }
 
     #[test]
     fn a_worn_index_retires() {
-        let ids = ConnIds::new();
-        let first = ids.conn(0, GENERATION_MAX - 1);
-        ids.release(first);
-        let last = ids.allocate();
-        assert_eq!(last, Some(ids.conn(0, GENERATION_MAX)));
-        last.into_iter().for_each(|conn| ids.release(conn));
-        // Never released again, so never given out again.
-        assert!(ids.lock().reusable.is_empty());
+        let lives = lives();
+        if let Some(taken) = lives.taken(0) {
+            taken.store(u32::MAX - 1, Ordering::Relaxed);
+        }
+        let ids = ConnIds::of(lives);
+        for life in 0..1 << BLOCK_BITS {
+            let conn = ids.allocate();
+            assert_eq!(
+                conn.map(|conn| (conn.index(), conn.0 >> 56)),
+                Some((0, 255))
+            );
+            assert_eq!(conn.map(|conn| conn.0 >> INDEX_BITS & 255), Some(life));
+            conn.into_iter().for_each(|conn| ids.release(conn));
+        }
+        // For this watcher and for all others.
+        assert_eq!(ids.allocate().map(Conn::index), Some(1));
+        assert_eq!(ConnIds::of(lives).allocate().map(Conn::index), Some(1));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::{Phase, Stage};
 use crate::inbox::Message;
-use crate::request::{Key, OpId, Operation, Order, Pending, What};
+use crate::request::{Key, OpId, Operation, Order, Pending, Ticket, What};
 use crate::results::OpResult;
 
 impl<C> Engine<C> {
@@ -27,7 +27,7 @@ impl<C> Engine<C> {
         let is_listener = state.phase == Phase::Listening;
         let fits = match order.what {
             What::Accept | What::AcceptOne => is_listener,
-            What::Ready(_) => true,
+            What::Readable | What::Writable => true,
             _ => !is_listener,
         };
         match &order.load {
@@ -59,8 +59,8 @@ impl<C> Engine<C> {
         lane.in_flight = 1;
         let op = self.ops.next();
         self.counts.accepted += 1;
-        let accepted = self.counts.accepted as u32;
-        lane.first = Some(Pending::new(op, accepted, What::ReadSwap, context, None));
+        let ticket = Ticket::new(self.counts.accepted, false);
+        lane.first = Some(Pending::new(op, ticket, What::ReadSwap, context));
         self.by_op.note(op, Key::first(at));
         Ok(op)
     }
@@ -92,11 +92,11 @@ impl<C> Engine<C> {
         let at = Place::new(conn.slot(), Lane::Write);
         let op = self.ops.next();
         self.counts.accepted += 1;
-        let accepted = self.counts.accepted as u32;
+        let ticket = Ticket::new(self.counts.accepted, false);
         backend.loads().put_part(at, buffer, 0, len);
         if let Some(lane) = self.conns.lane_mut(at) {
             lane.stage = Stage::Dirty;
-            lane.first = Some(Pending::new(op, accepted, What::Write, context, None));
+            lane.first = Some(Pending::new(op, ticket, What::Write, context));
         }
         self.dirty.push(at);
         self.by_op.note(op, Key::first(at));
@@ -153,7 +153,8 @@ impl<C> Engine<C> {
         deadline: Option<Instant>,
     ) -> Pending<C> {
         self.counts.accepted += 1;
-        Pending::new(op, self.counts.accepted as u32, what, context, deadline)
+        let ticket = Ticket::new(self.counts.accepted, deadline.is_some());
+        Pending::new(op, ticket, what, context)
     }
 
     /// Notes by what a new request is found.

@@ -173,7 +173,7 @@ impl<C> Engine<C> {
             // their turn comes.
             self.fail(backend, at, errno);
         }
-        self.end_marked(backend, at);
+        self.end_marked(backend, at, count);
         self.mark_dirty(at);
     }
 
@@ -203,8 +203,10 @@ impl<C> Engine<C> {
         self.gathered = buffers;
     }
 
-    /// Ends the requests of a lane that were to end as soon as nothing runs.
-    fn end_marked(&mut self, backend: &mut dyn Backend, at: Place) {
+    /// Ends the requests of a lane that were to end as soon as nothing runs. They are among the `count`
+    /// that ran, or follow one of those directly: any other ended at once when it was cancelled or
+    /// out of time. So what this costs does not depend on how many requests are queued.
+    fn end_marked(&mut self, backend: &mut dyn Backend, at: Place, count: u16) {
         while let Some(first) = self.first(at)
             && let Some(kind) = first.end
         {
@@ -212,10 +214,13 @@ impl<C> Engine<C> {
             self.finish(backend, Key::first(at), Some(error));
         }
         let mut marked = Vec::new();
+        let mut ran = count;
         self.conns.walk(at, |key, queued| {
             let end = queued.pending.end;
             marked.extend(end.map(|kind| (key, Error::new(queued.pending.what.doing(), kind))));
-            true
+            let may_go_on = ran > 0 || end.is_some();
+            ran = ran.saturating_sub(1);
+            may_go_on
         });
         for (key, error) in marked {
             self.finish(backend, key, Some(error));

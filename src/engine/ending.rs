@@ -38,7 +38,7 @@ impl<C> Engine<C> {
             let Some(pending) = self.conns.request_mut(key) else {
                 continue;
             };
-            pending.has_deadline = false;
+            pending.ticket.clear_deadline();
             if pending.what == What::Timer {
                 self.finish(backend, key, None);
             } else {
@@ -47,7 +47,11 @@ impl<C> Engine<C> {
         }
         for (at, key) in postponed {
             // Unless it ended meanwhile, with the connect that it waited for.
-            if self.conns.request(key).is_some_and(|p| p.has_deadline) {
+            if self
+                .conns
+                .request(key)
+                .is_some_and(|p| p.ticket.has_deadline())
+            {
                 self.deadlines.insert(key, at);
             }
         }
@@ -177,10 +181,7 @@ impl<C> Engine<C> {
         let firsts = Lane::BOTH.map(|lane| Key::first(Place::new(slot, lane)));
         let [read, write] = firsts.map(|key| Some((key, self.conns.request(key)?)));
         let oldest = match (read, write) {
-            // The count wraps around, so what matters is which one is ahead of the other.
-            (Some((_, r)), Some((_, w))) if (w.accepted.wrapping_sub(r.accepted) as i32) < 0 => {
-                write
-            }
+            (Some((_, r)), Some((_, w))) if w.ticket.is_before(r.ticket) => write,
             (None, write) => write,
             (read, _) => read,
         };

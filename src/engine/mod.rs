@@ -158,7 +158,12 @@ impl<C> Engine<C> {
         }
         let conn = queued.at.and_then(|at| self.conns.get(at.slot()));
         let conn = conn.map_or(Conn::NONE, |state| state.conn);
-        self.forget(key, queued.pending.op, queued.pending.has_deadline, error);
+        self.forget(
+            key,
+            queued.pending.op,
+            queued.pending.ticket.has_deadline(),
+            error,
+        );
         self.emit_last(conn, queued.pending, error, buffer, done);
     }
 
@@ -180,7 +185,12 @@ impl<C> Engine<C> {
             return;
         };
         let has_more = lane.has_more();
-        self.forget(Key::first(at), pending.op, pending.has_deadline, error);
+        self.forget(
+            Key::first(at),
+            pending.op,
+            pending.ticket.has_deadline(),
+            error,
+        );
         if has_more {
             self.promote(backend.loads(), at);
         }
@@ -195,7 +205,7 @@ impl<C> Engine<C> {
         };
         let first = Key::first(at);
         self.by_op.note(next.pending.op, first);
-        if next.pending.has_deadline {
+        if next.pending.ticket.has_deadline() {
             self.deadlines.rename(key, first);
         }
         loads.put(at, next.load);
