@@ -109,8 +109,9 @@ impl<C> Builder<C> {
     /// Builds the watcher.
     ///
     /// # Errors
-    /// `Unsupported` for an option out of its range (the text says which), or a backend that this
-    /// build or machine does not have; `Os` if the system refuses descriptors or memory.
+    /// `InvalidInput` for an option out of its range (the text says which, and what is allowed);
+    /// `Unsupported` for a backend that this build or machine does not have, or a `GAIO_BACKEND` that
+    /// names none (the text quotes it); `Os` if the system refuses descriptors or memory.
     pub fn build(self) -> Result<Watcher<C>> {
         let choice = self.choice;
         self.build_with(|options| select::select(choice, options))
@@ -136,7 +137,7 @@ impl<C> Builder<C> {
             (self.stream_window > 0, Doing::SizeStreamWindow),
         ];
         if let Some((_, doing)) = in_range.into_iter().find(|(good, _)| !good) {
-            return Err(Error::new(doing, ErrorKind::Unsupported));
+            return Err(Error::new(doing, ErrorKind::InvalidInput));
         }
         let (backend, info) = make(options)?;
         Ok(Watcher::assemble(

@@ -5,18 +5,19 @@
 mod common;
 
 use std::io::{self, Read, Write};
-use std::iter;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::unix::net::UnixListener;
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::thread;
 use std::time::Instant;
+use std::{fs, iter, process, thread};
 
 use common::{
-    GLANCE, PATIENCE, backends, collect, connect_to, error_kind, listener, next, quiet, readable,
-    refusing, turn, watcher,
+    GLANCE, PATIENCE, backends, collect, connect_to, error_kind, listener, name, next, quiet,
+    readable, refusing, turn, watcher,
 };
-use gaio::{BackendKind, Conn, ErrorKind, OpResult, Operation, Results, Watcher};
+use gaio::{Address, BackendKind, Conn, ErrorKind, OpResult, Operation, Results, Watcher};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 // Accept
@@ -24,6 +25,14 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 fn listening<C>(watcher: &mut Watcher<C>) -> (Conn, SocketAddr) {
     let (listener, addr) = listener();
     (watcher.listen(listener).unwrap(), addr)
+}
+
+/// The other end of a Unix connection.
+fn unix_peer<C>(watcher: &Watcher<C>, conn: Conn) -> UnixAddr {
+    match watcher.peer_addr(conn).unwrap() {
+        Address::Unix(peer) => peer,
+        other => panic!("{other} of a Unix socket"),
+    }
 }
 
 backends! {
@@ -105,6 +114,36 @@ backends! {
         quiet(&mut watcher);
         watcher.accept_one("two", listener).unwrap();
         assert!(next(&mut watcher).accepted().is_some());
+    }
+
+    /// Clients of Unix sockets nearly always have no name; on Linux a name need not be a path.
+    fn peers_of_unix_sockets(kind: BackendKind) {
+        let mut watcher: Watcher<()> = watcher(kind);
+        let (ours, _peer) = UnixStream::pair().unwrap();
+        let conn = watcher.delegate(ours).unwrap();
+        assert!(unix_peer(&watcher, conn).is_unnamed());
+        let path = std::env::temp_dir().join(format!("gaio.{}.{}", process::id(), name(kind)));
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let conn = watcher.delegate(client).unwrap();
+        assert_eq!(unix_peer(&watcher, conn).as_pathname(), Some(&*path));
+        let listener = watcher.listen(listener).unwrap();
+        watcher.accept_one((), listener).unwrap();
+        let accepted = next(&mut watcher).accepted().unwrap();
+        assert!(unix_peer(&watcher, accepted).is_unnamed());
+        assert!(watcher.peer_addr(accepted).unwrap().to_string().contains("unnamed"));
+    }
+
+    #[cfg(target_os = "linux")]
+    fn peer_with_an_abstract_name(kind: BackendKind) {
+        let mut watcher: Watcher<()> = watcher(kind);
+        let unique = format!("gaio.{}.{}\0", process::id(), name(kind)).into_bytes();
+        let address = UnixAddr::from_abstract_name(&unique).unwrap();
+        let _listener = UnixListener::bind_addr(&address).unwrap();
+        let conn = watcher.connect((), address, PATIENCE).unwrap();
+        assert_eq!(next(&mut watcher).error, None);
+        assert_eq!(unix_peer(&watcher, conn).as_abstract_name(), Some(&*unique));
     }
 
     fn accept_cancel(kind: BackendKind) {

@@ -9,7 +9,7 @@ mod common;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -164,13 +164,14 @@ backends! {
                 let error = set(builder(kind), value).build().map(drop).unwrap_err();
                 assert_eq!(
                     error.kind(),
-                    ErrorKind::Unsupported,
+                    ErrorKind::InvalidInput,
                     "{name} = {value}: {error}"
                 );
-                assert!(
-                    error.to_string().contains(name),
-                    "it names the option: {error}"
-                );
+                let text = error.to_string();
+                assert!(text.contains(name), "it names the option: {error}");
+                assert!(text.contains(" 1"), "and the least that is allowed: {error}");
+                let io = io::Error::from(error);
+                assert_eq!((io.kind(), io.to_string()), (io::ErrorKind::InvalidInput, text));
             }
         }
     }
@@ -390,11 +391,13 @@ backends! {
 fn one_error_of_each_kind(kind: BackendKind) -> Vec<Error> {
     let (mut watcher, conn, peer) = connected(kind);
     let (listener, _) = listener();
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut errors = vec![
         watcher.read((), conn, vec![]).unwrap_err().error(),
         watcher.read((), Conn::NONE, None).unwrap_err().error(),
         watcher.accept((), conn).unwrap_err().error(),
         watcher.delegate(listener).unwrap_err().error(),
+        watcher.delegate(datagrams).unwrap_err().error(),
         builder::<()>(kind)
             .queue_depth(0)
             .build()
@@ -431,7 +434,7 @@ backends! {
     fn error_says_what_to_do(kind: BackendKind) {
         let errors = one_error_of_each_kind(kind);
         let kinds: HashSet<_> = errors.iter().map(|error| error.kind()).collect();
-        assert_eq!(kinds.len(), 11, "all kinds: {kinds:?}");
+        assert_eq!(kinds.len(), 12, "all kinds: {kinds:?}");
         for error in errors {
             let text = error.to_string();
             assert!(text.len() > 20 && text.lines().count() == 1, "{text}");

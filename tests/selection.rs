@@ -102,11 +102,19 @@ backends! {
 
     fn bad_environment(kind: BackendKind) {
         in_child(module_path!(), kind, || {
-            for value in ["nonsense", "epoll2", "io_uring,epoll"] {
+            let mut earlier = Vec::new();
+            for value in ["nonsense", "iouring", "epoll2", "io_uring,epoll", " epoll"] {
                 set_environment(value);
                 let error = Watcher::<()>::new().map(drop).unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Unsupported, "{value}");
-                assert!(error.to_string().contains("GAIO_BACKEND"), "{error}");
+                assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Unsupported, None));
+                earlier.push((error, value));
+            }
+            // Each quotes the value that was there, whatever came later.
+            for (error, value) in earlier {
+                let text = error.to_string();
+                for part in ["GAIO_BACKEND", &format!("{value:?}"), "io_uring", "epoll", "kqueue"] {
+                    assert!(text.contains(part), "{part} is not in: {text}");
+                }
             }
         });
     }

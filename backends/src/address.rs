@@ -3,7 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+#[cfg(target_os = "android")]
+use std::os::android::net::SocketAddrExt;
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
+use std::path::Path;
 
 use socket2::{Domain, SockAddr};
 
@@ -40,7 +45,10 @@ impl Address {
         if let Some(ip) = raw.as_socket() {
             return Some(Address::Ip(ip));
         }
-        raw.as_unix().map(Address::Unix)
+        // Some systems (OpenBSD) say nothing at all of a Unix socket without a name.
+        let is_unix = raw.is_unix() || raw.len() == 0;
+        let unix = is_unix.then(|| unix_from_raw(raw))?;
+        unix.ok().map(Address::Unix)
     }
 
     pub(crate) fn domain(&self) -> Domain {
@@ -51,6 +59,15 @@ impl Address {
     }
 }
 
+fn unix_from_raw(raw: &SockAddr) -> io::Result<UnixAddr> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(name) = raw.as_abstract_namespace() {
+        return UnixAddr::from_abstract_name(name);
+    }
+    // An empty path is no name.
+    UnixAddr::from_pathname(raw.as_pathname().unwrap_or(Path::new("")))
+}
+
 fn unix_to_raw(unix: &UnixAddr) -> io::Result<SockAddr> {
     if let Some(path) = unix.as_pathname() {
         return SockAddr::unix(path);
@@ -58,10 +75,6 @@ fn unix_to_raw(unix: &UnixAddr) -> io::Result<SockAddr> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         use std::ffi::OsStr;
-        #[cfg(target_os = "android")]
-        use std::os::android::net::SocketAddrExt;
-        #[cfg(target_os = "linux")]
-        use std::os::linux::net::SocketAddrExt;
         use std::os::unix::ffi::OsStrExt;
 
         if let Some(name) = unix.as_abstract_name() {

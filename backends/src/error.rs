@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use crate::quotes;
+
 /// A result whose error is [`Error`] unless said otherwise.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -22,6 +24,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Error {
+    /// The system's number; or what stands for a text to quote, below zero.
     errno: i32,
     kind: ErrorKind,
     doing: Doing,
@@ -44,8 +47,10 @@ pub enum ErrorKind {
     UnexpectedEof,
     /// The buffer has length zero, so there is nothing to read into or to write.
     EmptyBuffer,
-    /// This descriptor, option or value cannot be had; the text says which and why.
+    /// This descriptor or backend cannot be had; the text says which and why.
     Unsupported,
+    /// An option is out of its range; the text says which one and what is allowed.
+    InvalidInput,
     /// A listener where a connection is needed, or the reverse.
     WrongKind,
     /// Called on another thread than the one that called `wait_io` first.
@@ -98,12 +103,20 @@ impl Error {
         }
     }
 
-    /// An error of kind [`ErrorKind::Os`].
+    /// An error of kind [`ErrorKind::Os`]. What systems say in different words is told in one.
     pub fn os(doing: Doing, errno: Errno) -> Self {
         Error {
-            errno: errno.0,
+            errno: errno.meaning(doing).0,
             kind: ErrorKind::Os,
             doing,
+        }
+    }
+
+    /// `GAIO_BACKEND` names no backend; the text quotes it.
+    pub(crate) fn unknown_backend(name: &str) -> Self {
+        Error {
+            errno: quotes::keep(name),
+            ..Error::new(Doing::ChooseBackend, ErrorKind::Unsupported)
         }
     }
 
@@ -127,7 +140,23 @@ impl Error {
 
     /// The system's `errno`, if the system had a say.
     pub fn raw_os_error(self) -> Option<i32> {
-        (self.errno != 0).then_some(self.errno)
+        (self.errno > 0).then_some(self.errno)
+    }
+
+    /// Why a backend cannot be had, and what to do.
+    fn no_backend(self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.errno {
+            0 => f.write_str(Doing::ChooseBackend.unsupported()),
+            // The build has it, the machine refuses it.
+            1.. => f.write_str(Errno(self.errno).advice()),
+            _ => {
+                f.write_str("GAIO_BACKEND names no backend")?;
+                if let Some(name) = quotes::find(self.errno) {
+                    write!(f, ": it is {name:?}")?;
+                }
+                f.write_str("; set it to io_uring, epoll or kqueue, or unset it")
+            }
+        }
     }
 }
 
@@ -166,10 +195,6 @@ impl Doing {
                 "this descriptor cannot be waited for (a regular file, a directory, a datagram \
                  socket): delegate stream sockets, pipes or terminals"
             }
-            Doing::SizeSwapBuffers => "the size must lie between 1 KiB and 1 GiB",
-            Doing::CountSwapBuffers => "the number must lie between 1 and 1,048,576",
-            Doing::SizeQueue => "the depth must lie between 1 and 32,768",
-            Doing::SizeStreamWindow => "the window must be at least 1 byte",
             Doing::ChooseBackend => {
                 "this build does not have the backend: use Choice::Auto, or unset GAIO_BACKEND"
             }
@@ -178,13 +203,24 @@ impl Doing {
             _ => "not possible here",
         }
     }
+
+    /// What an option may be.
+    fn range(self) -> &'static str {
+        match self {
+            Doing::SizeSwapBuffers => "the size must lie between 1 KiB and 1 GiB",
+            Doing::CountSwapBuffers => "the number must lie between 1 and 1,048,576",
+            Doing::SizeQueue => "the depth must lie between 1 and 32,768",
+            Doing::SizeStreamWindow => "the window must be at least 1 byte",
+            _ => "out of its range",
+        }
+    }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.doing.text())?;
         f.write_str(": ")?;
-        f.write_str(match self.kind {
+        let text = match self.kind {
             ErrorKind::ConnClosed => {
                 "the connection is closed or not this watcher's: forget this Conn"
             }
@@ -193,11 +229,12 @@ impl fmt::Display for Error {
             ErrorKind::Deadline => "the deadline passed: submit again to go on, or free",
             ErrorKind::UnexpectedEof => "the peer closed before the buffer was full",
             ErrorKind::EmptyBuffer => "the buffer is empty: its length is what is transferred",
-            // The build has it, the machine refuses it.
-            ErrorKind::Unsupported if self.doing == Doing::ChooseBackend && self.errno != 0 => {
-                Errno(self.errno).advice()
+            ErrorKind::Unsupported if self.doing == Doing::ChooseBackend => {
+                self.no_backend(f)?;
+                ""
             }
             ErrorKind::Unsupported => self.doing.unsupported(),
+            ErrorKind::InvalidInput => self.doing.range(),
             ErrorKind::WrongKind => {
                 "a listener where a connection is needed, or the reverse: `listen` takes \
                  listening sockets, `delegate` connections"
@@ -212,7 +249,8 @@ impl fmt::Display for Error {
             }
             ErrorKind::Busy => "requests are pending: wait for their results or cancel them",
             ErrorKind::Os => return write!(f, "{}", io::Error::from_raw_os_error(self.errno)),
-        })?;
+        };
+        f.write_str(text)?;
         match self.raw_os_error() {
             Some(errno) => write!(f, " ({})", io::Error::from_raw_os_error(errno)),
             None => Ok(()),
@@ -235,7 +273,9 @@ impl From<Error> for io::Error {
             ErrorKind::ConnClosed | ErrorKind::WatcherClosed => io::ErrorKind::NotConnected,
             ErrorKind::Deadline => io::ErrorKind::TimedOut,
             ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-            ErrorKind::EmptyBuffer | ErrorKind::WrongKind => io::ErrorKind::InvalidInput,
+            ErrorKind::EmptyBuffer | ErrorKind::WrongKind | ErrorKind::InvalidInput => {
+                io::ErrorKind::InvalidInput
+            }
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::Busy => io::ErrorKind::ResourceBusy,
             ErrorKind::Cancelled | ErrorKind::WrongThread | ErrorKind::Forked => {
@@ -272,6 +312,16 @@ impl Errno {
     #[inline]
     pub fn is_interruption(self) -> bool {
         matches!(self.0, libc::ECANCELED | libc::EINTR | libc::EAGAIN)
+    }
+
+    /// What this means in the words of Linux: the same event is the same error on every system. Here,
+    /// and nowhere else, is that known.
+    pub fn meaning(self, doing: Doing) -> Errno {
+        match (doing, self.0) {
+            // macOS, of a connection that the other side throws away meanwhile.
+            (Doing::Write, libc::EPROTOTYPE) => Errno(libc::ECONNRESET),
+            _ => self,
+        }
     }
 
     /// It cannot be done now.
@@ -352,4 +402,27 @@ pub struct Refusal {
     pub errno: Errno,
     /// What the user can do.
     pub advice: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_is_a_reset() {
+        let error = Error::os(Doing::Write, Errno(libc::EPROTOTYPE));
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
+        // A connect to a Unix socket of another type is told so everywhere.
+        let error = Error::os(Doing::Connect, Errno(libc::EPROTOTYPE));
+        assert_eq!(error.raw_os_error(), Some(libc::EPROTOTYPE));
+    }
+
+    #[test]
+    fn each_error_quotes_its_own_value() {
+        let [one, other] = ["iouring", "e-poll"].map(Error::unknown_backend);
+        assert!(one != other && one == Error::unknown_backend("iouring"));
+        assert!(one.to_string().contains("\"iouring\""), "{one}");
+        assert!(other.to_string().contains("\"e-poll\""), "{other}");
+        assert_eq!(one.raw_os_error(), None);
+    }
 }

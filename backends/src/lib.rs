@@ -22,6 +22,7 @@ pub mod loads;
 #[cfg(gaio_epoll)]
 mod nest;
 mod process;
+mod quotes;
 pub mod select;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -190,14 +190,15 @@ fn build_one(
 }
 
 fn from_environment() -> Result<Option<BackendKind>> {
-    match std::env::var(ENVIRONMENT).as_deref() {
-        Err(_) | Ok("" | "auto") => Ok(None),
-        Ok(name) => PREFERENCE
+    let name = std::env::var_os(ENVIRONMENT).unwrap_or_default();
+    match name.to_string_lossy().as_ref() {
+        "" | "auto" => Ok(None),
+        name => PREFERENCE
             .iter()
             .copied()
             .find(|kind| kind.name() == name)
             .map(Some)
-            .ok_or(Error::new(Doing::ChooseBackend, ErrorKind::Unsupported)),
+            .ok_or_else(|| Error::unknown_backend(name)),
     }
 }
 
@@ -319,5 +320,18 @@ impl Deref for Selected {
 impl DerefMut for Selected {
     fn deref_mut(&mut self) -> &mut Self::Target {
         whichever!(self, backend => backend)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_told_the_known_ones() {
+        let text = Error::unknown_backend("iouring").to_string();
+        for kind in PREFERENCE {
+            assert!(text.contains(kind.name()), "{text}");
+        }
     }
 }

@@ -93,6 +93,7 @@ impl<C> Engine<C> {
         };
         let (what, end) = (first.what, first.end);
         let doing = what.doing();
+        let errno = errno.meaning(doing);
         let error = match end {
             Some(kind) if errno.is_interruption() => Error::new(doing, kind),
             None if errno.is_interruption() => return self.mark_dirty(at),
