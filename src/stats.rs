@@ -4,7 +4,9 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// All system calls made by the backend.
+    /// All system calls that the watcher made on its thread: to wait, to transfer, to take sockets in, to
+    /// close them. Not those by which a call first looks at what it was given (`delegate`, `listen`,
+    /// `connect`), those that only answer the program (`peer_addr`), and the allocator's.
     pub kernel_calls: u64,
     /// Of these: calls that wait (`io_uring_enter`, `epoll_wait`).
     pub wait_calls: u64,

@@ -260,7 +260,7 @@ impl<C> Watcher<C> {
         };
         let engine = &self.engine.counts;
         Stats {
-            kernel_calls: calls.waits + calls.reads + calls.writes + calls.accepts + calls.others,
+            kernel_calls: calls.sum() + engine.closes,
             wait_calls: calls.waits,
             read_calls: calls.reads,
             write_calls: calls.writes,

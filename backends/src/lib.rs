@@ -410,8 +410,23 @@ pub struct Counts {
     pub writes: u64,
     /// Calls that accept or connect, likewise.
     pub accepts: u64,
-    /// All others after the building: registrations, closes, events.
+    /// All others after the building: registrations, modes of descriptors, events.
     pub others: u64,
+}
+
+impl Counts {
+    /// All of them.
+    pub fn sum(&self) -> u64 {
+        self.waits + self.reads + self.writes + self.accepts + self.others
+    }
+
+    /// Switches non-blocking mode on or off, and counts the calls; returns whether it was on.
+    pub(crate) fn set_nonblocking(&mut self, fd: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
+        self.others += 1;
+        let was_on = sys::set_nonblocking(fd, on)?;
+        self.others += u64::from(was_on != on);
+        Ok(was_on)
+    }
 }
 
 impl Completion {

@@ -25,14 +25,14 @@ use socket2::{SockAddr, SockRef, Socket, Type};
 use crate::Until;
 use crate::address::Address;
 use crate::error::Errno;
-use crate::{Interest, SocketKind};
+use crate::{Counts, Interest, SocketKind};
 
 pub use cpu::pin_thread;
 pub(crate) use fork::{at_fork, wiped_at_fork};
 #[cfg(gaio_epoll)]
 pub(crate) use linux::*;
-pub(crate) use sigpipe::silence;
 use sigpipe::{SEND_FLAG, without_sigpipe};
+pub(crate) use sigpipe::{SIGPIPE_CALLS, silence};
 
 /// The most bytes one call transfers: the kernel's own limit is a page under 2 GiB.
 pub(crate) const TRANSFER_MAX: usize = 1 << 30;
@@ -212,11 +212,16 @@ pub(crate) fn connect(fd: BorrowedFd<'_>, to: &SockAddr) -> Result<(), Errno> {
 }
 
 /// `connect(2)` that does not block, in whatever mode the socket is.
-pub(crate) fn connect_nonblocking(fd: BorrowedFd<'_>, to: &SockAddr) -> Result<(), Errno> {
-    let was_on = set_nonblocking(fd, true)?;
+pub(crate) fn connect_nonblocking(
+    counts: &mut Counts,
+    fd: BorrowedFd<'_>,
+    to: &SockAddr,
+) -> Result<(), Errno> {
+    let was_on = counts.set_nonblocking(fd, true)?;
+    counts.accepts += 1;
     let connected = connect(fd, to);
     if !was_on {
-        set_nonblocking(fd, false)?;
+        counts.set_nonblocking(fd, false)?;
     }
     connected
 }

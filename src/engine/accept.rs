@@ -235,12 +235,12 @@ impl<C> Engine<C> {
                 }
             }
             Message::Delegate { conn, socket, kind } => {
-                let refused = self.closed;
-                if refused {
+                if self.closed {
                     self.retired.push_back((self.emitted(), conn));
-                } else {
-                    // If the system refuses, the handle is dead and requests for it say so.
-                    drop(self.adopt_as(backend, conn, socket, kind));
+                    self.discard(socket);
+                } else if let Err((_, socket)) = self.adopt_as(backend, conn, socket, kind) {
+                    // The handle is dead, and requests for it say so.
+                    self.discard(socket);
                 }
             }
             Message::Post { op, context } => self.out.push_with(|| {
@@ -277,6 +277,7 @@ impl<C> Engine<C> {
     ) -> Result<(), (Error, Order<C>)> {
         if self.closed {
             self.retired.push_back((self.emitted(), conn));
+            self.discard(socket.ok());
             return Err((Error::new(Doing::Connect, ErrorKind::WatcherClosed), order));
         }
         if socket.is_err() {
@@ -284,7 +285,10 @@ impl<C> Engine<C> {
         }
         let adopted = socket.and_then(|socket| {
             let adopted = self.adopt_as(backend, conn, socket, SocketKind::Stream);
-            adopted.map_err(|(errno, _)| errno)
+            adopted.map_err(|(errno, socket)| {
+                self.discard(socket);
+                errno
+            })
         });
         if let Err(errno) = adopted {
             return Err((Error::os(Doing::Connect, errno), order));

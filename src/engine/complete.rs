@@ -245,7 +245,8 @@ impl<C> Engine<C> {
                 backend.loads().put_buffer(at, lease.into(), size);
             }
             (What::Write, _) if count > 1 => self.spread(backend, at, size),
-            // Bytes of a stream that nobody wants, or a connection: closed when dropped.
+            // A connection, or bytes of a stream, that nobody wants.
+            (_, Payload::Socket(socket)) => self.discard(socket),
             (What::ReadStream | What::Accept | What::AcceptOne, _) => {}
             _ => {
                 backend.loads().advance(at, size);
@@ -293,7 +294,10 @@ impl<C> Engine<C> {
         let adopted = self.adopt(backend, socket, SocketKind::Stream);
         let (accepted, error) = match adopted {
             Ok(conn) => (conn, None),
-            Err((errno, _)) => (Conn::NONE, Some(errno)),
+            Err((errno, socket)) => {
+                self.discard(socket);
+                (Conn::NONE, Some(errno))
+            }
         };
         let Some(first) = self.first(at) else {
             return;

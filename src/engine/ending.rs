@@ -154,7 +154,7 @@ impl<C> Engine<C> {
         while let Some((key, doing)) = self.oldest(slot) {
             self.finish(backend, key, Some(Error::new(doing, why)));
         }
-        drop(backend.detach(slot));
+        self.discard(backend.detach(slot));
         self.retire(slot);
         self.retry();
     }

@@ -14,6 +14,7 @@ mod start;
 mod waiting;
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -66,6 +67,8 @@ pub(crate) struct EngineCounts {
     pub(crate) cancelled: u64,
     pub(crate) deadlines: u64,
     pub(crate) swap_starved: u64,
+    /// Sockets closed.
+    pub(crate) closes: u64,
 }
 
 impl<C> Engine<C> {
@@ -242,6 +245,13 @@ impl<C> Engine<C> {
         } = pending;
         self.out
             .push_with(|| OpResult::last(what.operation(), op, conn, context, buffer, size, error));
+    }
+
+    /// Closes a socket.
+    fn discard(&mut self, socket: impl Into<Option<OwnedFd>>) {
+        let socket = socket.into();
+        self.counts.closes += u64::from(socket.is_some());
+        drop(socket);
     }
 
     /// How many requests have had no last result.

@@ -142,18 +142,14 @@ impl Engine {
     fn write(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
         let (fd, source) = (entry.fd(), entry.source());
-        self.counts.writes += 1;
         let at = write(slot);
         let (written, asked) = match self.loads.batch(at) {
             None => {
                 let rest = self.loads.unwritten(at);
-                (source.write(fd, rest), rest.len())
+                (source.write(&mut self.counts, fd, rest), rest.len())
             }
             Some(batch) => {
-                let written = match source {
-                    Source::Socket => batch.send(fd),
-                    Source::File => batch.write(fd),
-                };
+                let written = source.write_batch(&mut self.counts, fd, batch);
                 (written, batch.len_bytes())
             }
         };
@@ -210,8 +206,7 @@ impl Engine {
         };
         // A socket that is not connected polls as ended: that says nothing of what comes now.
         entry.flags.clear(Flags::ALL_READY);
-        self.counts.accepts += 1;
-        match sys::connect_nonblocking(socket.as_fd(), to) {
+        match sys::connect_nonblocking(&mut self.counts, socket.as_fd(), to) {
             Ok(()) => {
                 entry.flags.set(Flags::WRITABLE);
                 self.finish(write(slot), Ok(0))

@@ -12,7 +12,7 @@ use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::{Pool, SwapBuf};
-use crate::{Buffer, Completion, Counts, Lane, LoadTable, Payload, Place, Process, Request, sys};
+use crate::{Buffer, Completion, Counts, Lane, LoadTable, Payload, Place, Process, Request};
 
 /// What came of an event.
 pub(super) enum Step {
@@ -149,8 +149,7 @@ impl Engine {
         let entry = self.slots.get_mut(at.slot() as usize)?;
         if entry.flags.has(Flags::WRITABLE) {
             let rest = self.loads.unwritten(at);
-            self.counts.writes += 1;
-            match entry.source().write(entry.fd(), rest) {
+            match entry.source().write(&mut self.counts, entry.fd(), rest) {
                 Ok(len) if len == rest.len() => {
                     self.wrote_at_once = true;
                     let whole = self.loads.end_whole(at, transferred(len));
@@ -350,16 +349,16 @@ impl Drop for Engine {
         }
         for entry in &self.slots {
             if let Some(socket) = &entry.socket {
-                restore_mode(socket, entry.flags);
+                restore_mode(&mut self.counts, socket, entry.flags);
             }
         }
     }
 }
 
 /// Puts a descriptor back into the blocking mode in which it came.
-pub(super) fn restore_mode(socket: &OwnedFd, flags: Flags) {
+pub(super) fn restore_mode(counts: &mut Counts, socket: &OwnedFd, flags: Flags) {
     if flags.has(Flags::WAS_BLOCKING) {
         // Nothing can be done about a refusal.
-        let _ = sys::set_nonblocking(socket.as_fd(), false);
+        let _ = counts.set_nonblocking(socket.as_fd(), false);
     }
 }

@@ -151,7 +151,8 @@ impl<P: Poller> Backend for Emulated<P> {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)> {
-        let flags = match prepare(socket.as_fd(), kind, P::NEEDS_NONBLOCKING) {
+        let counts = &mut self.engine.counts;
+        let flags = match prepare(counts, socket.as_fd(), kind, P::NEEDS_NONBLOCKING) {
             Ok(flags) => flags,
             Err(errno) => return Err((errno, socket)),
         };
@@ -162,7 +163,7 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.counts.others += 1;
         let token = self.engine.token(slot);
         if let Err(errno) = self.poller.add(socket.as_fd(), token, watch) {
-            restore_mode(&socket, flags);
+            restore_mode(&mut self.engine.counts, &socket, flags);
             return Err((errno, socket));
         }
         self.engine.seat(slot, socket, flags);
@@ -173,7 +174,7 @@ impl<P: Poller> Backend for Emulated<P> {
         let (socket, flags) = self.engine.vacate(slot)?;
         self.engine.counts.others += 1;
         self.poller.remove(socket.as_fd());
-        restore_mode(&socket, flags);
+        restore_mode(&mut self.engine.counts, &socket, flags);
         Some(socket)
     }
 
@@ -352,8 +353,15 @@ impl<P: Poller> Backend for Emulated<P> {
 
 /// Readies a descriptor for calls that must not block and raise no signal; returns what is known
 /// of it.
-fn prepare(fd: BorrowedFd<'_>, kind: SocketKind, nonblocking: bool) -> Result<Flags, Errno> {
-    sys::silence(fd, kind)?;
+fn prepare(
+    counts: &mut Counts,
+    fd: BorrowedFd<'_>,
+    kind: SocketKind,
+    nonblocking: bool,
+) -> Result<Flags, Errno> {
+    counts.others += u64::from(sys::silence(fd, kind)?);
+    // The look at the address, below.
+    counts.others += u64::from(kind == SocketKind::Stream);
     let mut flags = match kind {
         // A fresh connection nearly always takes a first write. A read from a Unix socket ends
         // where descriptors were passed along: being short, it does not prove that nothing is left.
@@ -363,7 +371,7 @@ fn prepare(fd: BorrowedFd<'_>, kind: SocketKind, nonblocking: bool) -> Result<Fl
         SocketKind::Other => Flags::WRITABLE | Flags::FILE | Flags::DOUBT,
     };
     let flagged = kind == SocketKind::Stream && !nonblocking;
-    if !flagged && !sys::set_nonblocking(fd, true)? {
+    if !flagged && !counts.set_nonblocking(fd, true)? {
         flags.set(Flags::WAS_BLOCKING);
     }
     Ok(flags)

@@ -5,10 +5,11 @@ use std::ops::BitOr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::poller::Readiness;
+use crate::batch::Batch;
 use crate::error::Errno;
 use crate::slots::reserve_gently;
 use crate::sys::{self, TRANSFER_MAX};
-use crate::{Completion, Lane};
+use crate::{Completion, Counts, Lane};
 
 /// One place of the table, taken or not.
 #[derive(Debug, Default)]
@@ -53,10 +54,36 @@ pub(super) enum Source {
 impl Source {
     /// Writes once, without blocking.
     #[inline]
-    pub(super) fn write(self, fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
+    pub(super) fn write(
+        self,
+        counts: &mut Counts,
+        fd: RawFd,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        counts.writes += 1;
         match self {
             Source::Socket => sys::send(fd, bytes),
-            Source::File => sys::write(fd, bytes),
+            Source::File => {
+                counts.others += sys::SIGPIPE_CALLS;
+                sys::write(fd, bytes)
+            }
+        }
+    }
+
+    /// The same for several buffers.
+    pub(super) fn write_batch(
+        self,
+        counts: &mut Counts,
+        fd: RawFd,
+        batch: &mut Batch,
+    ) -> Result<usize, Errno> {
+        counts.writes += 1;
+        match self {
+            Source::Socket => batch.send(fd),
+            Source::File => {
+                counts.others += sys::SIGPIPE_CALLS;
+                batch.write(fd)
+            }
         }
     }
 }

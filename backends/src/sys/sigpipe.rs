@@ -11,16 +11,17 @@ use crate::error::Errno;
 /// notice: [`silence`] is for them.
 pub(super) const SEND_FLAG: libc::c_int = libc::MSG_NOSIGNAL;
 
-/// Tells a descriptor to raise no signal, where the calls that write cannot.
+/// Tells a descriptor to raise no signal, where the calls that write cannot. Returns whether that took
+/// a call.
 #[allow(unused_variables)] // Most systems have nothing to tell.
-pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<(), Errno> {
+pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<bool, Errno> {
     // What is accepted has it from its listener: a socket that was reset, or has ended in both
     // directions, takes no options any more.
     #[cfg(target_vendor = "apple")]
     if kind != SocketKind::Other {
         return match socket2::SockRef::from(&fd).set_nosigpipe(true) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            set => Ok(set?),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(true),
+            set => Ok(set.map(|()| true)?),
         };
     }
     #[cfg(any(target_vendor = "apple", target_os = "netbsd"))]
@@ -28,11 +29,13 @@ pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<(), Errno>
         use std::os::fd::AsRawFd;
         // SAFETY: the call takes numbers and touches no memory of ours.
         let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETNOSIGPIPE, 1) };
-        return super::check(done).map(drop);
+        return super::check(done).map(|_| true);
     }
-    Ok(())
+    Ok(false)
 }
 
+/// The calls beside the write itself that a write to a pipe takes.
+pub(crate) use self::pipe::SIGPIPE_CALLS;
 pub(super) use self::pipe::without_sigpipe;
 
 /// The descriptor was told, by [`silence`].
@@ -40,6 +43,8 @@ pub(super) use self::pipe::without_sigpipe;
 mod pipe {
     use crate::error::Errno;
     use crate::sys::uninterrupted;
+
+    pub(crate) const SIGPIPE_CALLS: u64 = 0;
 
     pub(crate) fn without_sigpipe(
         write: impl FnMut() -> Result<usize, Errno>,
@@ -54,6 +59,9 @@ mod pipe {
 
     use crate::error::Errno;
     use crate::sys::uninterrupted;
+
+    /// A look at what is pending, and the mask twice.
+    pub(crate) const SIGPIPE_CALLS: u64 = 3;
 
     /// Runs a write to a pipe with `SIGPIPE` blocked, and takes back the signal if the write raised
     /// it: for this thread, on these systems.

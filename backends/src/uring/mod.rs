@@ -340,8 +340,7 @@ impl Backend for Uring {
     ) -> Result<(), (Errno, OwnedFd)> {
         let mut was_blocking = false;
         if kind == SocketKind::Other {
-            self.counts.others += 1;
-            match sys::set_nonblocking(socket.as_fd(), true) {
+            match self.counts.set_nonblocking(socket.as_fd(), true) {
                 Ok(was_on) => was_blocking = !was_on,
                 Err(errno) => return Err((errno, socket)),
             }
@@ -353,9 +352,8 @@ impl Backend for Uring {
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
         let (socket, was_blocking) = self.in_flight.detach(slot)?;
         if was_blocking {
-            self.counts.others += 1;
             // If it fails the socket merely stays non-blocking.
-            let _ = sys::set_nonblocking(socket.as_fd(), false);
+            let _ = self.counts.set_nonblocking(socket.as_fd(), false);
         }
         Some(socket)
     }
@@ -418,6 +416,7 @@ impl Backend for Uring {
     }
 
     fn bind(&mut self) -> Result<(), Errno> {
+        self.counts.others += 1;
         self.ring.submitter().register_enable_rings()?;
         self.bound = true;
         Ok(())

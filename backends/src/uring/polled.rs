@@ -127,6 +127,7 @@ impl Uring {
             }
             (Op::PolledTransfer, Lane::Write) => {
                 self.counts.writes += 1;
+                self.counts.others += sys::SIGPIPE_CALLS;
                 match self.loads.batch(at) {
                     Some(batch) => batch.write(fd),
                     None => sys::write(fd, self.loads.unwritten(at)),
