@@ -19,10 +19,10 @@ use crate::request::{OpId, Order, What};
 /// A handle to a [`Watcher`](crate::Watcher) for other threads.
 ///
 /// Calls return at once; the watcher takes them up at its next turn and is woken if it sleeps.
-/// Requests of one handle from one thread keep their order. All that can go wrong with a request
-/// (a freed connection, an empty buffer, the system) comes as its result; the only error of a
-/// call is that the watcher is closed, or that this is a child of the watcher's process
-/// ([`Forked`](crate::ErrorKind::Forked)).
+/// Requests of one handle from one thread keep their order. Whatever is wrong with a request (a freed
+/// connection, an empty buffer, the system) comes as its result. The calls fail only if the watcher
+/// is closed, if this is a child of the watcher's process ([`Forked`](crate::ErrorKind::Forked)), or,
+/// where they make a new connection, if it cannot be one.
 ///
 /// ```
 /// use gaio::{Operation, Results, Watcher};
@@ -52,8 +52,9 @@ impl<C> Remote<C> {
     /// The handle can be used at once.
     ///
     /// # Errors
-    /// `WatcherClosed`; `Unsupported` or `WrongKind` as for
-    /// [`Watcher::delegate`](crate::Watcher::delegate). The descriptor comes back, open.
+    /// `WatcherClosed`; `Forked`; `Unsupported` or `WrongKind` as for
+    /// [`Watcher::delegate`](crate::Watcher::delegate); `Os` with `ENFILE` if the watcher has as many
+    /// connections as it can. The descriptor comes back, open.
     pub fn delegate(&self, socket: impl Into<OwnedFd>) -> Result<Conn, Rejected<OwnedFd>> {
         let socket = socket.into();
         let kind = match connection_kind(&socket) {
@@ -76,7 +77,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::read`](crate::Watcher::read).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn read(
         &self,
         ctx: C,
@@ -89,7 +90,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::read_timeout`](crate::Watcher::read_timeout).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn read_timeout(
         &self,
         ctx: C,
@@ -105,7 +106,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::read_full`](crate::Watcher::read_full).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn read_full(
         &self,
         ctx: C,
@@ -124,7 +125,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::read_stream`](crate::Watcher::read_stream).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn read_stream(&self, ctx: C, conn: Conn) -> Result<OpId, Rejected<C>>
     where
         C: Clone,
@@ -137,7 +138,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::write`](crate::Watcher::write).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn write(
         &self,
         ctx: C,
@@ -150,7 +151,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::write_timeout`](crate::Watcher::write_timeout).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn write_timeout(
         &self,
         ctx: C,
@@ -168,7 +169,7 @@ impl<C> Remote<C> {
     /// result, too.
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`; `Forked`; `Os` with `ENFILE` if the watcher has as many connections as it can.
     pub fn connect(
         &self,
         ctx: C,
@@ -200,7 +201,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::shutdown`](crate::Watcher::shutdown).
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn shutdown(&self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
         let order = Order::new(What::Shutdown(how), ctx, Load::None, None);
         self.submit(conn, order)
@@ -211,7 +212,7 @@ impl<C> Remote<C> {
     /// with this context.
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn post(&self, ctx: C) -> Result<(), Rejected<C>> {
         self.inbox
             .send(ctx, |op, context| Message::Post { op, context })
@@ -223,7 +224,7 @@ impl<C> Remote<C> {
     /// nothing.
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn cancel(&self, op: OpId) -> Result<()> {
         self.inbox
             .send(op, |_, op| Message::Cancel(op))
@@ -234,7 +235,7 @@ impl<C> Remote<C> {
     /// As [`Watcher::free`](crate::Watcher::free); a handle that is no longer good does nothing.
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `Forked`.
     pub fn free(&self, conn: Conn) -> Result<()> {
         self.inbox
             .send(conn, |_, conn| Message::Free(conn))

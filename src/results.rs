@@ -17,7 +17,8 @@ const MAX_DEFAULT: usize = 256;
 pub struct OpResult<C = ()> {
     /// What it was.
     pub operation: Operation,
-    /// Which one it was: what the submitting call returned.
+    /// Which one it was: what the submitting call returned. `connect` and `post` return something
+    /// else; theirs is a number that nothing else has.
     pub op: OpId,
     /// The connection; the listener for [`Operation::Accept`]; [`Conn::NONE`] for timers and
     /// messages.
@@ -100,6 +101,9 @@ impl<C> OpResult<C> {
 
 /// A batch of results. Keep one and hand it to every `wait_io`: each call drops what was left
 /// unread and fills it anew, without allocating in the long run.
+///
+/// Read all of them: with a result of `accept` that is dropped unread, the only handle of its
+/// connection is gone, which stays open until the watcher is closed.
 pub struct Results<C = ()> {
     tray: Tray<OpResult<C>>,
     max: usize,

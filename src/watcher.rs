@@ -34,6 +34,10 @@ use crate::stats::Stats;
 /// [`wait_io`](Watcher::wait_io) binds it to its thread. Other threads use a [`Remote`]. It may be
 /// dropped anywhere, best on its own thread, where nothing has to be waited for.
 ///
+/// With io_uring, the kernel may interrupt other system calls of the watcher's thread that wait for a
+/// limited time: they fail with `EINTR` ([`Interrupted`](std::io::ErrorKind::Interrupted)) now and
+/// then, without any signal. Repeat them; `read_exact` and `write_all` do so by themselves.
+///
 /// It belongs to the process that built it: in a forked child every call is refused with
 /// [`ErrorKind::Forked`], and a drop harms nobody.
 ///
@@ -129,7 +133,7 @@ impl<C> Watcher<C> {
     ///
     /// # Errors
     /// `Unsupported` for regular files, directories, datagram sockets; `WrongKind` for listening
-    /// sockets; `WatcherClosed`; `Os`. The descriptor comes back, open.
+    /// sockets; `WatcherClosed`; `WrongThread`; `Forked`; `Os`. The descriptor comes back, open.
     pub fn delegate(&mut self, socket: impl Into<OwnedFd>) -> Result<Conn, Rejected<OwnedFd>> {
         let socket = socket.into();
         match connection_kind(&socket) {
@@ -141,8 +145,8 @@ impl<C> Watcher<C> {
     /// Takes a listening socket, for [`accept`](Watcher::accept).
     ///
     /// # Errors
-    /// `WrongKind` for anything but a listening stream socket; `WatcherClosed`; `Os`. The
-    /// descriptor comes back, open.
+    /// `WrongKind` for a stream socket that does not listen; `Unsupported` for anything else;
+    /// `WatcherClosed`; `WrongThread`; `Forked`; `Os`. The descriptor comes back, open.
     pub fn listen(&mut self, listener: impl Into<OwnedFd>) -> Result<Conn, Rejected<OwnedFd>> {
         let listener = listener.into();
         let error = match classify(listener.as_fd()) {
@@ -180,7 +184,7 @@ impl<C> Watcher<C> {
     /// to it or changing its blocking mode gets in the watcher's way.
     ///
     /// # Errors
-    /// `ConnClosed`.
+    /// `ConnClosed`, `Forked`.
     pub fn socket(&self, conn: Conn) -> Result<BorrowedFd<'_>> {
         if self.is_forked() {
             return Err(Error::new(Doing::Inspect, ErrorKind::Forked));
@@ -193,7 +197,7 @@ impl<C> Watcher<C> {
     /// Who is on the other end.
     ///
     /// # Errors
-    /// `ConnClosed`; `Os` if nobody is (`ENOTCONN`) or it is not a socket (`ENOTSOCK`).
+    /// `ConnClosed`; `Forked`; `Os` if nobody is (`ENOTCONN`) or it is not a socket (`ENOTSOCK`).
     pub fn peer_addr(&self, conn: Conn) -> Result<Address> {
         peer_addr(self.socket(conn)?).map_err(|errno| Error::os(Doing::Inspect, errno))
     }
@@ -201,7 +205,7 @@ impl<C> Watcher<C> {
     /// Takes an idle connection back, in the blocking mode in which it came.
     ///
     /// # Errors
-    /// `Busy` while requests are pending; `ConnClosed`; `WrongThread`.
+    /// `Busy` while requests are pending; `ConnClosed`; `WrongThread`; `Forked`.
     pub fn reclaim(&mut self, conn: Conn) -> Result<OwnedFd> {
         self.check_here(Doing::Reclaim)?;
         self.reach(conn);
@@ -215,7 +219,7 @@ impl<C> Watcher<C> {
     ///
     /// # Errors
     /// `WatcherClosed` when the watcher is closed and everything was handed out; `WrongThread`;
-    /// `Os` if the system refuses to wait.
+    /// `Forked`; `Os` if the system refuses to wait.
     #[inline]
     pub fn wait_io(&mut self, results: &mut Results<C>) -> Result<usize> {
         self.wait_until(results, Until::Done)
@@ -243,7 +247,7 @@ impl<C> Watcher<C> {
     ///
     /// # Errors
     /// `Os` with `EINVAL` if this process has no such CPU; `Unsupported` where the system cannot bind
-    /// a thread (macOS, OpenBSD); `WrongThread`.
+    /// a thread (macOS, OpenBSD); `WrongThread`; `Forked`.
     pub fn pin(&mut self, cpu: usize) -> Result<()> {
         self.check_here(Doing::Pin)?;
         pin_thread(cpu)

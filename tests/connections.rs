@@ -344,6 +344,9 @@ backends! {
             (res.context, error_kind(&res)),
             ("connect", Some(ErrorKind::Deadline))
         );
+        // A socket that is still connecting cannot be used for another attempt.
+        let text = res.error.unwrap().to_string();
+        assert!(text.contains("free this Conn"), "{text}");
         assert!(res.conn == conn && watcher.contains(conn));
         assert!(watcher.free(conn));
     }

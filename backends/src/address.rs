@@ -17,7 +17,7 @@ use crate::error::Errno;
 /// A TCP or a Unix socket address.
 ///
 /// ```
-/// use gaio_backends::Address;
+/// use gaio::Address;
 /// use std::net::SocketAddr;
 ///
 /// let address: Address = SocketAddr::from(([127, 0, 0, 1], 7000)).into();

@@ -13,7 +13,7 @@ use crate::swap::SwapBuf;
 /// Dereferences to what was read, or to what is to be written. 40 bytes; moving it moves no data.
 ///
 /// ```
-/// use gaio_backends::Buffer;
+/// use gaio::Buffer;
 ///
 /// let mut buffer = Buffer::from(vec![1, 2, 3]);
 /// buffer.advance(1);

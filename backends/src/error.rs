@@ -16,11 +16,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// what happened, and what to do about it.
 ///
 /// ```
-/// use gaio_backends::{Doing, Error, ErrorKind};
+/// use gaio::{Conn, Error, ErrorKind, Watcher};
 ///
-/// let error = Error::new(Doing::Read, ErrorKind::Deadline);
-/// assert_eq!(error.kind(), ErrorKind::Deadline);
-/// assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::TimedOut);
+/// # fn main() -> gaio::Result<()> {
+/// let mut watcher = Watcher::new()?;
+/// let error: Error = watcher.read((), Conn::NONE, None).unwrap_err().into();
+/// assert_eq!(error.kind(), ErrorKind::ConnClosed);
+/// assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::NotConnected);
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Error {
@@ -226,6 +230,10 @@ impl fmt::Display for Error {
             }
             ErrorKind::WatcherClosed => "the watcher is closed: build a new one",
             ErrorKind::Cancelled => "cancelled by the program",
+            // The system goes on connecting.
+            ErrorKind::Deadline if self.doing == Doing::Connect => {
+                "nobody answered in time: free this Conn, and connect again"
+            }
             ErrorKind::Deadline => "the deadline passed: submit again to go on, or free",
             ErrorKind::UnexpectedEof => "the peer closed before the buffer was full",
             ErrorKind::EmptyBuffer => "the buffer is empty: its length is what is transferred",

@@ -23,7 +23,8 @@ impl<C> Watcher<C> {
     /// [`Buffer`], which reads the same way again.
     ///
     /// # Errors
-    /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
+    /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`, `WrongThread`,
+    /// `Forked`.
     #[inline(always)]
     pub fn read(
         &mut self,
@@ -109,8 +110,14 @@ impl<C> Watcher<C> {
     /// Writes every byte. On error, deadline or cancel the result's `size` says how many were
     /// handed to the kernel.
     ///
+    /// To close a connection after its last write, submit a [`shutdown`](Watcher::shutdown) and free
+    /// it on the result: [`free`](Watcher::free) ends the writes that wait. Nothing bounds how much may
+    /// be queued for a peer that does not read, but the program: for instance by reading on only when
+    /// a write has ended.
+    ///
     /// # Errors
-    /// `EmptyBuffer`, `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
+    /// `EmptyBuffer` (so leave an empty body out), `ConnClosed`, `WrongKind` (a listener),
+    /// `WatcherClosed`, `WrongThread`, `Forked`.
     #[inline(always)]
     pub fn write(
         &mut self,
@@ -147,8 +154,11 @@ impl<C> Watcher<C> {
     /// Out of descriptors: one result with the error, which is not the last, then silence until
     /// a connection is freed (or a tenth of a second passes) and accepting works again.
     ///
+    /// Take every result: a connection whose result is dropped unread stays open until the watcher
+    /// is closed, and nobody has its handle.
+    ///
     /// # Errors
-    /// `WrongKind` (not a listener), `ConnClosed`, `WatcherClosed`.
+    /// `WrongKind` (not a listener), `ConnClosed`, `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn accept(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>>
     where
         C: Clone,
@@ -167,11 +177,21 @@ impl<C> Watcher<C> {
     }
 
     /// Connects a new socket. Further requests may be submitted at once: they wait for the
-    /// connection, and end with its error if there is none. Then the handle still is the
-    /// program's, until [`free`](Watcher::free).
+    /// connection, and end with its error if there is none.
+    ///
+    /// The handle is the program's until [`free`](Watcher::free), also when the connect failed: free
+    /// it then. After a `Deadline`, too: the system goes on connecting, so that later requests
+    /// would be sent to whoever answers at last.
+    ///
+    /// The number of the request, [`OpResult::op`](crate::OpResult::op), is first seen in its result:
+    /// what gives a connect up is its deadline, or `free`.
+    ///
+    /// A TCP socket holds small writes back for as long as earlier ones are not acknowledged, which
+    /// takes 40 ms and more if the peer waits for the rest before it answers. Where requests are
+    /// written in pieces, set `TCP_NODELAY` on the [`socket`](Watcher::socket).
     ///
     /// # Errors
-    /// `WatcherClosed`; `Os` if no socket can be had.
+    /// `WatcherClosed`; `WrongThread`; `Forked`; `Os` if no socket can be had.
     pub fn connect(
         &mut self,
         ctx: C,
@@ -187,10 +207,11 @@ impl<C> Watcher<C> {
             .map_err(|(error, ctx, _)| Rejected::new(error, ctx))
     }
 
-    /// Connects a stream socket of the program's own: bound, or with options set.
+    /// As [`connect`](Watcher::connect), with a stream socket of the program's own: bound, or with
+    /// options set.
     ///
     /// # Errors
-    /// `Unsupported` for anything else; `WatcherClosed`; `Os`.
+    /// `Unsupported` for anything else; `WatcherClosed`; `WrongThread`; `Forked`; `Os`.
     pub fn connect_from(
         &mut self,
         ctx: C,
@@ -226,10 +247,11 @@ impl<C> Watcher<C> {
         Ok(conn)
     }
 
-    /// Shuts down one or both directions, after the writes that were submitted before.
+    /// Shuts down one or both directions, after the writes that were submitted before. So this is
+    /// how a connection ends without loss: shut down, and [`free`](Watcher::free) it on the result.
     ///
     /// # Errors
-    /// `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`.
+    /// `ConnClosed`, `WrongKind` (a listener), `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn shutdown(&mut self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
         self.submit_plain(What::Shutdown(how), ctx, conn)
     }
@@ -238,7 +260,7 @@ impl<C> Watcher<C> {
     /// or writes.
     ///
     /// # Errors
-    /// `ConnClosed`, `WatcherClosed`.
+    /// `ConnClosed`, `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn ready(&mut self, ctx: C, conn: Conn, interest: Interest) -> Result<OpId, Rejected<C>> {
         self.submit_plain(What::ready(interest), ctx, conn)
     }
@@ -246,7 +268,7 @@ impl<C> Watcher<C> {
     /// Gives a result at a point in time.
     ///
     /// # Errors
-    /// `WatcherClosed`.
+    /// `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn timer(&mut self, ctx: C, deadline: impl Into<Deadline>) -> Result<OpId, Rejected<C>> {
         let closed = || self.engine.closed.then_some(ErrorKind::WatcherClosed);
         match self.refusal().or_else(closed) {
@@ -324,6 +346,10 @@ impl<C> Watcher<C> {
     /// Frees a connection or listener: its pending requests end with `ConnClosed`, in order, then
     /// its socket is closed. It is not shut down: a duplicate that the program has stays usable.
     /// False if the handle was not good.
+    ///
+    /// Writes that wait are among the pending requests, so their bytes are lost: to send them first,
+    /// [`shutdown`](Watcher::shutdown), and free on its result. Results that were handed out before
+    /// stay good; requests for the connection are refused from now on.
     pub fn free(&mut self, conn: Conn) -> bool {
         if self.is_forked() {
             return false;

@@ -16,7 +16,7 @@ use super::{Block, Credit, release};
 /// reads; a program that keeps all of them makes further swap reads wait.
 ///
 /// ```
-/// # fn kept(lease: gaio_backends::SwapBuf) {
+/// # fn kept(lease: gaio::SwapBuf) {
 /// let head = lease.slice(..4);
 /// drop(lease);
 /// println!("{:?}", &head[..]);
