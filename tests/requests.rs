@@ -5,8 +5,10 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -133,6 +135,25 @@ backends! {
 
 // Other descriptors
 
+/// The two ends of a terminal: what its user sees and types into, and what programs are given.
+fn terminal() -> (File, OwnedFd) {
+    let (mut screen, mut terminal) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: two numbers, borrowed for the call; no name and no settings are asked for or given.
+    let made = unsafe {
+        libc::openpty(
+            &raw mut screen,
+            &raw mut terminal,
+            null,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(made, 0, "no terminal: {}", io::Error::last_os_error());
+    // SAFETY: the call made both, and nobody else has them.
+    unsafe { (File::from_raw_fd(screen), OwnedFd::from_raw_fd(terminal)) }
+}
+
 backends! {
     fn pipe_works(kind: BackendKind) {
         const ALL: usize = 1 << 20; // More than a pipe holds.
@@ -197,6 +218,38 @@ backends! {
         watcher.write((), conn, "nobody").unwrap();
         let errno = next(&mut watcher).error.unwrap().raw_os_error();
         assert_eq!(errno, Some(libc::EPIPE));
+    }
+
+    /// What is typed is read by lines, what is written is shown, and nothing of it waits for the other.
+    fn terminal_works(kind: BackendKind) {
+        const ALL: usize = 256 << 10; // More than a terminal holds.
+        let mut watcher = watcher(kind);
+        let (mut screen, terminal) = terminal();
+        let conn = watcher.delegate(terminal).unwrap();
+        watcher.read("line", conn, None).unwrap();
+        screen.write_all(b"half ").unwrap();
+        quiet(&mut watcher);
+        screen.write_all(b"a line\n").unwrap();
+        assert_eq!(next(&mut watcher).data(), b"half a line\n");
+        watcher.write("shown", conn, vec![b'.'; ALL]).unwrap();
+        quiet(&mut watcher);
+        let reader = thread::spawn(move || {
+            // What was typed is shown, too.
+            let (mut dots, mut some) = (0, [0; 4096]);
+            while dots < ALL {
+                let len = screen.read(&mut some).unwrap();
+                dots += some[..len].iter().filter(|&&it| it == b'.').count();
+            }
+            screen
+        });
+        let res = next(&mut watcher);
+        assert_eq!((res.context, res.size, res.error), ("shown", ALL, None));
+        watcher.read("end", conn, vec![0; 10]).unwrap();
+        quiet(&mut watcher);
+        drop(reader.join().unwrap());
+        let res = next(&mut watcher);
+        let error = res.error.map(|error| error.raw_os_error());
+        assert!(res.is_eof() || error == Some(Some(libc::EIO)), "{error:?}");
     }
 
     fn unix_stream_works(kind: BackendKind) {

@@ -23,8 +23,15 @@ use std::time::{Duration, Instant};
 use gaio::{BackendKind, Builder, Choice, Conn, ErrorKind, OpResult, Results, Watcher};
 use socket2::{Domain, Socket, Type};
 
+/// How much slower than usual the machine may be: `.ci/kernels` builds the tests for an emulated one.
+const SLOWNESS: u32 = if option_env!("GAIO_SLOW_MACHINE").is_some() {
+    20
+} else {
+    1
+};
+
 /// How long a test waits for what must happen. Only a hang takes that long.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30 * SLOWNESS as u64);
 
 /// More bytes than the sockets of one connection take.
 pub const MUCH: usize = 64 << 20;

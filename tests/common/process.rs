@@ -16,7 +16,7 @@ use gaio::BackendKind;
 use super::{in_time, name, pattern, read_pattern};
 
 /// The longest that a process of a test may live, in seconds: the bound against a hang.
-const LIFE_SECONDS: u32 = 240;
+const LIFE_SECONDS: u32 = 240 * super::SLOWNESS;
 
 /// Set in a process that runs one test alone.
 const ALONE: &str = "GAIO_TEST_ALONE";
