@@ -57,7 +57,7 @@ backends! {
         let block = vec![0; 1 << 20];
         let mut sent = 0;
         // Full for good: the system may still be moving bytes to the other side, which makes room.
-        while writable(&ours, GLANCE) {
+        while writable(&ours, 10 * GLANCE) {
             while let Ok(n) = (&ours).write(&block) {
                 sent += n;
             }
