@@ -22,7 +22,68 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+/// So many timers are due at once.
+const DUE: usize = 100_000;
+
+/// A connection with `DUE` timers and a read beside it; the timers are due, and there is data.
+fn all_due(kind: BackendKind) -> (Watcher<usize>, Conn, TcpStream) {
+    let (mut watcher, conn, mut peer) = connected(kind);
+    watcher.read(DUE, conn, None).unwrap();
+    quiet(&mut watcher);
+    for number in 0..DUE {
+        watcher.timer(number, Duration::ZERO).unwrap();
+    }
+    peer.write_all(b"now").unwrap();
+    (watcher, conn, peer)
+}
+
 backends! {
+    /// Each turn ends as many as it can hand out, and what the kernel has does not wait for the rest.
+    fn many_timers_due(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = all_due(kind);
+        let mut results = Results::new();
+        let mut times = vec![0; DUE];
+        let (mut turns, mut read_in, mut handed_out) = (0, None, 0);
+        while handed_out <= DUE {
+            turn(&mut watcher, &mut results);
+            turns += 1;
+            handed_out += results.len();
+            let ended = DUE + 1 - watcher.stats().pending;
+            assert_eq!(ended, handed_out, "more have ended than were handed out");
+            for res in results.drain() {
+                match res.operation {
+                    Operation::Timer => times[res.context] += 1,
+                    _ => {
+                        assert_eq!((res.conn, res.data()), (conn, &b"now"[..]));
+                        read_in = Some(turns);
+                    }
+                }
+            }
+        }
+        assert!(times.iter().all(|&count| count == 1));
+        assert!(read_in.is_some_and(|turn| turn <= 2), "the read came in turn {read_in:?}");
+    }
+
+    /// With one result a turn, they take turns.
+    fn many_timers_due_one_by_one(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = all_due(kind);
+        let mut results = Results::with_capacity(1);
+        let (mut timers, mut reads) = (0, 0);
+        for _ in 0..400 {
+            turn(&mut watcher, &mut results);
+            let res = results.pop().unwrap();
+            match res.operation {
+                Operation::Timer => timers += 1,
+                _ => {
+                    reads += 1;
+                    peer.write_all(b"now").unwrap();
+                    watcher.read(DUE, conn, None).unwrap();
+                }
+            }
+        }
+        assert!(timers >= 100 && reads >= 100, "{timers} timers and {reads} reads");
+    }
+
     /// Spinning changes how it waits, not what comes.
     fn spin(kind: BackendKind) {
         let forever = Duration::from_secs(1 << 40);

@@ -20,21 +20,23 @@ impl<C> Engine<C> {
         !ends_already
     }
 
-    /// Ends the requests whose time has come; false if there are none. What is about to have its
-    /// first attempt has it before.
-    pub(crate) fn expire(&mut self, backend: &mut dyn Backend) -> bool {
+    /// Ends the requests whose time has come, at most so many; false if there are none. What is about to
+    /// have its first attempt has it before.
+    pub(crate) fn expire(&mut self, backend: &mut dyn Backend, most: usize) -> bool {
         if self.deadlines.is_empty() {
             return false;
         }
         let now = backend.now();
         let mut postponed = Vec::new();
-        let mut any = false;
-        while let Some((at, key)) = self.deadlines.pop_due(now) {
+        let mut ended = 0;
+        while ended < most
+            && let Some((at, key)) = self.deadlines.pop_due(now)
+        {
             if self.is_about_to_start(key) {
                 postponed.push((at, key));
                 continue;
             }
-            any = true;
+            ended += 1;
             let Some(pending) = self.conns.request_mut(key) else {
                 continue;
             };
@@ -55,7 +57,7 @@ impl<C> Engine<C> {
                 self.deadlines.insert(key, at);
             }
         }
-        any
+        ended > 0
     }
 
     /// Whether a request is the next of a lane that the backend had no room for yet.

@@ -50,25 +50,37 @@ impl<C> Watcher<C> {
 
     /// One round: take messages, start requests, let the kernel work, take completions.
     fn turn(&mut self, max: usize, limit: Until, spin: &mut Spin) -> Result<bool, Errno> {
-        self.prepare();
+        self.prepare(max);
         let until = self.patience(limit, spin);
         let waited = self.backend.wait(until);
         self.inbox.waker.awake();
-        let room = max.saturating_sub(self.engine.out.len()).max(1);
+        let room = self.room(max);
         self.backend.run(Collect(&mut self.engine, room));
         waited?;
+        let room = self.room(max);
         // What ran out of time is still to be taken back from the kernel.
-        let expired = self.engine.expire(&mut *self.backend);
+        let expired = self.engine.expire(&mut *self.backend, room);
         Ok(self.backend.has_work() || expired)
     }
 
-    fn prepare(&mut self) {
+    /// How many more results this turn can hand out. What would find no room is left where it is: at
+    /// the kernel, or among the deadlines.
+    fn room(&self, max: usize) -> usize {
+        max.saturating_sub(self.engine.out.len())
+    }
+
+    fn prepare(&mut self, max: usize) {
         if self.inbox.is_pending() {
             self.absorb();
         }
         self.engine.wake_waiting(&mut *self.backend);
         self.backend.run(Start(&mut self.engine));
-        self.engine.expire(&mut *self.backend);
+        // Half of the room is for what ran out of time, however much that is, and half for what the
+        // kernel has completed. They take turns if it is one place.
+        let room = self.room(max);
+        let odd = (self.engine.counts.turns % 2) as usize;
+        self.engine
+            .expire(&mut *self.backend, room / 2 + room % 2 * odd);
     }
 
     /// How long this round may sleep: not if there is something to do.
