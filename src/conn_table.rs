@@ -6,7 +6,7 @@
 
 use std::num::NonZeroI32;
 
-use gaio_backends::{Lane, Load, Place, SocketKind, reserve_gently};
+use gaio_backends::{Lane, Load, Place, SocketKind, is_overgrown, reserve_gently};
 
 use crate::conn::Conn;
 use crate::request::{Backlog, Key, OpId, Pending, Position, Queued};
@@ -343,6 +343,43 @@ impl<C> ConnTable<C> {
         Some(queued)
     }
 
+    /// Whether a flood of requests has left far more room behind than those that wait want.
+    #[inline]
+    pub(crate) fn is_overgrown(&self) -> bool {
+        is_overgrown(self.behind.len(), self.behind.capacity())
+    }
+
+    /// Gives that room back. Those that wait get other numbers: their old keys and their new ones, in
+    /// order.
+    #[cold]
+    pub(crate) fn compact(&mut self) -> Vec<(Key, Key)> {
+        let old = std::mem::take(&mut self.behind);
+        let mut numbers = vec![NONE; old.capacity()];
+        for ((number, _), new) in old.iter().zip(0..) {
+            numbers[number] = new;
+        }
+        let renumber = |number: u32| numbers.get(number as usize).copied().unwrap_or(NONE);
+        let mut renamed = Vec::with_capacity(old.len());
+        self.behind.reserve_exact(old.len());
+        for (number, mut queued) in old {
+            queued.next = renumber(queued.next);
+            queued.prev = renumber(queued.prev);
+            let (at, prev, next) = (queued.at, queued.prev, queued.next);
+            let new = self.behind.insert(queued) as u32;
+            renamed.push((Key::queued(number as u32), Key::queued(new)));
+            debug_assert_eq!(new, renumber(number as u32));
+            if let Some(lane) = at.and_then(|at| self.lane_mut(at)) {
+                if prev == NONE {
+                    lane.next = new;
+                }
+                if next == NONE {
+                    lane.last = new;
+                }
+            }
+        }
+        renamed
+    }
+
     fn set_next(&mut self, at: Place, number: u32) {
         if let Some(lane) = self.lane_mut(at) {
             lane.next = number;
@@ -358,6 +395,78 @@ impl<C> ConnTable<C> {
             if !each(key, queued) {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::ConnIds;
+    use crate::request::{OpIds, Ticket, What};
+
+    #[test]
+    fn order_survives_a_flood() {
+        let (ids, mut ops) = (ConnIds::new(), OpIds::new());
+        let mut table = ConnTable::default();
+        let mut pending = |what| Pending::new(ops.next(), Ticket::new(0, false), what, ());
+        let lanes: Vec<Place> = (0..3)
+            .filter_map(|_| ids.allocate())
+            .map(|conn| {
+                table.open(conn, SocketKind::Stream);
+                Place::new(conn.slot(), Lane::Write)
+            })
+            .collect();
+        let mut expected = [const { Vec::new() }; 3];
+        let mut others = Vec::new();
+        for round in 0..3_000 {
+            for (at, expected) in lanes.iter().zip(&mut expected) {
+                let request = pending(What::Write);
+                let (op, key) = (request.op, table.append(*at, request, Load::None));
+                if round % 500 == 7 {
+                    expected.push(op);
+                } else {
+                    others.push(key);
+                }
+            }
+            others.push(table.add_timer(pending(What::Timer)));
+        }
+        let timer = pending(What::Timer);
+        let (timer_op, timer_key) = (timer.op, table.add_timer(timer));
+        for key in others {
+            assert!(table.take_queued(key).is_some());
+        }
+        assert!(table.is_overgrown());
+        let before: Vec<_> = table.keys().collect();
+        let renamed = table.compact();
+        assert!(!table.is_overgrown() && table.behind.len() == 3 * 6 + 1);
+        for (op, key) in before {
+            let new = renamed
+                .iter()
+                .find(|(old, _)| *old == key)
+                .map(|(_, new)| *new);
+            assert_eq!(
+                new.and_then(|new| table.request(new)).map(|it| it.op),
+                Some(op)
+            );
+        }
+        let timers = table.timers();
+        let new = renamed
+            .iter()
+            .find(|(old, _)| *old == timer_key)
+            .map(|(_, new)| *new);
+        assert_eq!(timers, Vec::from_iter(new));
+        assert_eq!(table.request(timers[0]).map(|it| it.op), Some(timer_op));
+        for (at, mut expected) in lanes.into_iter().zip(expected) {
+            // What comes later goes behind them.
+            let last = pending(What::Write);
+            expected.push(last.op);
+            table.append(at, last, Load::None);
+            let left = std::iter::from_fn(|| table.take_next(at));
+            assert_eq!(
+                left.map(|(_, it)| it.pending.op).collect::<Vec<_>>(),
+                expected
+            );
         }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use gaio_backends::shrink_overgrown;
+
 use crate::request::{Key, Position};
 
 /// When a request runs out of time: a point in time, or never.
@@ -94,6 +96,19 @@ impl Deadlines {
             entry.1 = to;
             *self.place(to) = place;
         }
+    }
+
+    /// Gives back the room that a flood has left behind.
+    #[inline]
+    pub(crate) fn shrink_overgrown(&mut self) {
+        shrink_overgrown(&mut self.heap);
+    }
+
+    /// Of the requests that are not the first of a lane, only those below `count` are left.
+    pub(crate) fn forget_others(&mut self, count: usize) {
+        debug_assert!(self.others.iter().skip(count).all(|&place| place == ABSENT));
+        self.others.truncate(count);
+        self.others.shrink_to_fit();
     }
 
     fn place(&mut self, request: Key) -> &mut u32 {

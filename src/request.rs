@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use gaio_backends::{Buffer, Doing, ErrorKind, Interest, Lane, Load, Place};
+use gaio_backends::{Buffer, Doing, ErrorKind, Interest, Lane, Load, Place, is_overgrown};
 use slab::Slab;
 
 /// What kind of request a result belongs to.
@@ -332,6 +332,16 @@ impl OpIndex {
     pub(crate) fn forget(&mut self, op: OpId) {
         if let Some(keys) = &mut self.0 {
             keys.remove(&op);
+        }
+    }
+
+    /// Gives back the room that a flood has left behind.
+    #[inline]
+    pub(crate) fn shrink_overgrown(&mut self) {
+        if let Some(keys) = &mut self.0
+            && is_overgrown(keys.len(), keys.capacity())
+        {
+            keys.shrink_to_fit();
         }
     }
 

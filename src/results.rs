@@ -162,18 +162,19 @@ impl<C> Results<C> {
     }
 
     /// Takes over what `from` has, at most `max` of it; by an exchange of the containers where
-    /// possible. There must be nothing left.
+    /// possible. There must be nothing left. What a flood has made of `from` is not handed on.
     pub(crate) fn fill(&mut self, from: &mut Tray<OpResult<C>>) {
-        if from.len() <= self.max {
+        if from.len() <= self.max && !from.is_overgrown() {
             std::mem::swap(&mut self.tray, from);
             return;
         }
         for _ in 0..self.max {
             let Some(result) = from.pop() else {
-                return;
+                break;
             };
             self.tray.push_with(|| result);
         }
+        from.shrink_overgrown();
     }
 }
 

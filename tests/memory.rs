@@ -11,16 +11,17 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::RefCell;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::process::{Clients, affordable, client, in_child};
 use common::*;
-use gaio::{BackendKind, Conn, Deadline, Interest, Operation, Results, Watcher};
+use gaio::{BackendKind, Conn, Deadline, Interest, OpId, Operation, Results, Watcher};
 
 /// The most that an idle connection with a pending swap read may cost.
 const IDLE_BYTES_MAX: usize = 160;
@@ -127,6 +128,53 @@ backends! {
         });
     }
 
+    /// What a flood of requests needed is given back once it is over, though some of them still wait.
+    fn floods_are_given_back(kind: BackendKind) {
+        const FLOOD: usize = 200_000;
+        /// Of tables that are kept for the next requests.
+        const KEPT_BYTES: usize = 1 << 20;
+        in_child(module_path!(), kind, || {
+            let (mut watcher, conn, mut peer) = connected(kind);
+            let remote = watcher.remote();
+            let never = watcher.timer((), PATIENCE * 10).unwrap();
+            assert!(!watcher.cancel(gone(kind)), "now there is an index of all requests");
+            let floods: [(_, &dyn Fn(&mut Watcher)); 4] = [
+                ("posts", &|_| remote.post(()).unwrap()),
+                ("timers", &|watcher| drop(watcher.timer((), Duration::ZERO))),
+                ("writes", &|watcher| drop(watcher.write((), conn, "0123456789"))),
+                ("cancels", &|watcher| {
+                    let op = watcher.timer((), PATIENCE).unwrap();
+                    remote.cancel(op).unwrap();
+                }),
+            ];
+            thread::spawn(move || io::copy(&mut peer, &mut io::sink()));
+            quiet(&mut watcher); // What the backend needs anyway is there.
+            for (name, request) in floods {
+                let before = Heap::now().bytes;
+                (0..FLOOD / 2).for_each(|_| request(&mut watcher));
+                // It stands in the middle of them, and is there when they are gone.
+                let amid = watcher.timer((), PATIENCE * 10).unwrap();
+                (0..FLOOD / 2).for_each(|_| request(&mut watcher));
+                let most = Heap::now().bytes - before;
+                let mut results = Results::new();
+                let mut left = FLOOD;
+                while left > 0 {
+                    turn(&mut watcher, &mut results);
+                    left -= results.drain().count();
+                }
+                quiet(&mut watcher);
+                let bytes = Heap::now().bytes.saturating_sub(before);
+                println!("{name}: {bytes} of {most} bytes are left");
+                assert!(most > 10 * KEPT_BYTES && bytes < KEPT_BYTES, "{name}: {bytes} of {most}");
+                assert!(watcher.cancel(amid));
+                assert_eq!(next(&mut watcher).op, amid);
+            }
+            assert!(watcher.cancel(never));
+            assert_eq!(next(&mut watcher).op, never);
+            assert_eq!(watcher.stats().pending, 0);
+        });
+    }
+
     fn one_kernel_call_per_turn(kind: BackendKind) {
         in_child(module_path!(), kind, || {
             for connections in [1, 100] {
@@ -145,28 +193,6 @@ backends! {
                 }
             }
         });
-    }
-
-    /// What it takes to take a connection in, and to close it: nothing is left out.
-    fn kernel_calls_of_a_connection(kind: BackendKind) {
-        const CONNECTIONS: u64 = 50;
-        let mut watcher: Watcher = watcher(kind);
-        let calls = |watcher: &Watcher| watcher.stats().kernel_calls;
-        // In and out. A ring needs no registration; a poller needs one, and a look at the address.
-        // With a kqueue the socket changes its mode, too, which is two calls each way.
-        let [taken, freed] = match kind {
-            BackendKind::IoUring => [0, 1],
-            BackendKind::Epoll => [2, 2],
-            _ => [4, 4],
-        };
-        let before = calls(&watcher);
-        let pairs: Vec<_> = (0..CONNECTIONS).map(|_| connect_to(&mut watcher)).collect();
-        assert_eq!(calls(&watcher) - before, CONNECTIONS * taken);
-        let before = calls(&watcher);
-        for (conn, _) in &pairs {
-            assert!(watcher.free(*conn));
-        }
-        assert_eq!(calls(&watcher) - before, CONNECTIONS * freed);
     }
 
     fn contexts_dropped_once(kind: BackendKind) {
@@ -217,6 +243,11 @@ backends! {
             );
         });
     }
+}
+
+/// The number of a request that another watcher had.
+fn gone(kind: BackendKind) -> OpId {
+    watcher(kind).timer((), PATIENCE).unwrap()
 }
 
 /// The peers of `idle_connection`, in a process of their own.

@@ -47,7 +47,7 @@ pub(crate) use loads::LoadTable;
 pub use loads::{Load, Loads};
 pub use process::Process;
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
-pub use slots::reserve_gently;
+pub use slots::{is_overgrown, reserve_gently, shrink_overgrown};
 pub use swap::{Credit, Pool, PoolUse, SwapBuf};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
 pub use tray::Tray;

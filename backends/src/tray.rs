@@ -5,6 +5,8 @@
 use std::fmt;
 use std::mem::{ManuallyDrop, MaybeUninit};
 
+use crate::slots::{is_overgrown, shrink_overgrown};
+
 /// A queue that is filled, then emptied, in turn. Room in front comes back when it is empty.
 pub struct Tray<T> {
     /// Those from `taken` on are there; those before were moved out.
@@ -93,6 +95,22 @@ impl<T> Tray<T> {
         unsafe { self.items[self.taken..].assume_init_mut() }
     }
 
+    /// Whether it has far more room than what is left wants.
+    #[inline]
+    pub fn is_overgrown(&self) -> bool {
+        is_overgrown(self.len(), self.items.capacity())
+    }
+
+    /// Gives back the room that a flood has left behind.
+    #[inline]
+    pub fn shrink_overgrown(&mut self) {
+        if self.is_overgrown() {
+            // They were moved out: nothing is dropped here.
+            self.items.drain(..std::mem::take(&mut self.taken));
+            shrink_overgrown(&mut self.items);
+        }
+    }
+
     /// Drops what is left, and has all its room back.
     #[inline]
     pub fn clear(&mut self) {
@@ -169,6 +187,19 @@ mod tests {
         assert_eq!(tray.as_slice(), [Rc::new(9_999)]);
         let room = tray.items.capacity();
         assert!(room < 100, "room for {room}, to hold two");
+    }
+
+    #[test]
+    fn shrinks_after_a_flood() {
+        let mut tray = Tray::new();
+        (0..100_000).for_each(|number| tray.push_with(|| Rc::new(number)));
+        for number in 0..99_990 {
+            assert_eq!(tray.pop().as_deref(), Some(&number));
+            tray.shrink_overgrown();
+            assert!(tray.items.capacity() < 2_000.max(5 * tray.len()));
+        }
+        let left: Vec<_> = tray.as_slice().iter().map(|number| **number).collect();
+        assert_eq!(left, Vec::from_iter(99_990..100_000));
     }
 
     #[test]

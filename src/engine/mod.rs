@@ -269,6 +269,33 @@ impl<C> Engine<C> {
             self.retired.pop_front();
             self.ids.release(conn);
         }
+        self.shrink_overgrown();
+    }
+
+    /// Gives back the memory of a flood of requests once it is over. Only here, between two turns, because
+    /// keys change.
+    #[inline]
+    fn shrink_overgrown(&mut self) {
+        self.deadlines.shrink_overgrown();
+        self.by_op.shrink_overgrown();
+        if self.conns.is_overgrown() {
+            self.compact();
+        }
+    }
+
+    #[cold]
+    fn compact(&mut self) {
+        let renamed = self.conns.compact();
+        for &(from, to) in &renamed {
+            // An earlier one has left the key `to`: they come in order, and closer together.
+            if let Some(pending) = self.conns.request(to) {
+                self.by_op.note(pending.op, to);
+                if pending.ticket.has_deadline() {
+                    self.deadlines.rename(from, to);
+                }
+            }
+        }
+        self.deadlines.forget_others(renamed.len());
     }
 
     /// So many results left `out`.

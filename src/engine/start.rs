@@ -1,14 +1,11 @@
 //! Handing requests to the backend: the first of each lane that is idle; neighbouring writes
 //! together, in one vectored call.
 
-use gaio_backends::{Backend, Error, Interest, Lane, Place, Request, WRITES_MAX};
+use gaio_backends::{Backend, Error, Interest, Lane, Place, Request, WRITES_MAX, is_overgrown};
 
 use super::Engine;
 use crate::conn_table::{Phase, Stage};
 use crate::request::{Key, What};
-
-/// The list of lanes is kept at up to this length; longer ones are rare.
-const DIRTY_KEPT: usize = 4096;
 
 impl<C> Engine<C> {
     /// Starts what can be started, as far as the backend has room.
@@ -28,7 +25,7 @@ impl<C> Engine<C> {
         }
         if started == self.dirty.len() {
             self.dirty.clear();
-            if self.dirty.capacity() > DIRTY_KEPT {
+            if is_overgrown(started, self.dirty.capacity()) {
                 self.dirty = Vec::new();
             }
         } else {

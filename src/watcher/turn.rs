@@ -5,7 +5,9 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Doing, Errno, Error, ErrorKind, Result, Task, Until};
+use gaio_backends::{
+    Backend, Doing, Errno, Error, ErrorKind, Result, Task, Until, shrink_overgrown,
+};
 
 use super::Watcher;
 use crate::engine::Engine;
@@ -133,6 +135,7 @@ impl<C> Watcher<C> {
         for message in messages.drain(..) {
             self.engine.receive(&mut *self.backend, message);
         }
+        shrink_overgrown(&mut messages);
         self.messages = messages;
         if closed {
             self.engine.close(&mut *self.backend);
