@@ -197,7 +197,7 @@ backends! {
         quiet(&mut watcher);
         let socket = watcher.socket(listener).unwrap();
         let shut_down = SockRef::from(&socket).shutdown(Shutdown::Both);
-        if says_nothing_of_a_shutdown() {
+        if says_nothing_of_a_shutdown(kind) {
             quiet(&mut watcher);
             assert!(watcher.cancel(stream) && watcher.free(listener));
             assert!(collect(&mut watcher, 2).iter().all(OpResult::is_last));
@@ -224,8 +224,9 @@ backends! {
 }
 
 /// NetBSD and macOS let the accept wait for ever, and so does FreeBSD, which refuses the shutdown.
-fn says_nothing_of_a_shutdown() -> bool {
+fn says_nothing_of_a_shutdown(kind: BackendKind) -> bool {
     let modelled = cfg!(gaio_kqueue_model)
+        && kind != BackendKind::IoUring
         && std::env::var("GAIO_KQUEUE_MODEL").is_ok_and(|model| model == "netbsd");
     modelled
         || cfg!(any(

@@ -90,6 +90,15 @@ backends! {
         assert!(File::from(directory).metadata().unwrap().is_dir());
     }
 
+    /// Other systems can wait for this one; none can for every device.
+    #[cfg(target_os = "linux")]
+    fn device_without_events(kind: BackendKind) {
+        let mut watcher = watcher::<()>(kind);
+        let device = File::open("/dev/null").unwrap();
+        let device = refused(watcher.delegate(device), ErrorKind::Unsupported);
+        assert_eq!(File::from(device).read(&mut [0; 4]).unwrap(), 0);
+    }
+
     fn wrong_kind(kind: BackendKind) {
         const WRONG: ErrorKind = ErrorKind::WrongKind;
         let (mut watcher, conn, _peer) = connected(kind);

@@ -157,6 +157,9 @@ impl<C> Watcher<C> {
     /// Take every result: a connection whose result is dropped unread stays open until the watcher
     /// is closed, and nobody has its handle.
     ///
+    /// To stop accepting, cancel it or free the listener. If the program calls `shutdown(2)` on the
+    /// listener instead, the last result has `EINVAL`; on NetBSD, FreeBSD and macOS there is none.
+    ///
     /// # Errors
     /// `WrongKind` (not a listener), `ConnClosed`, `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn accept(&mut self, ctx: C, listener: Conn) -> Result<OpId, Rejected<C>>

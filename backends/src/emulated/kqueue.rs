@@ -93,7 +93,8 @@ impl Poller for Kqueue {
             return self.queue.apply([stop]).map(drop);
         };
         let left = at.saturating_duration_since(Instant::now());
-        // Up, because a deadline never fires early. Not zero, which some systems refuse.
+        // Up: a timer that is early costs a look at the clock. NetBSD's are, before 10, by a tick at
+        // most. Not zero, which some systems refuse.
         let ms = left.as_nanos().div_ceil(1_000_000).max(1);
         let ms = u32::try_from(ms).unwrap_or(u32::MAX);
         let [_, started] = self.queue.apply([stop, Event::timer(ALARM, token, ms)])?;

@@ -7,6 +7,7 @@
 //!   triggered with `EV_CLEAR` is not (FreeBSD, DragonFly, NetBSD);
 //! - a timer that is added again keeps its time, and none takes a time of zero (older NetBSD);
 //! - the write end of a pipe without a reader is refused (FreeBSD, macOS);
+//! - a device without events says so in its own way (macOS);
 //! - a listener that was shut down says for ever that a connection was lost (OpenBSD, DragonFly);
 //! - another kqueue is watched for what can be read only, and has no non-blocking mode (all).
 //!
@@ -252,7 +253,8 @@ impl Queue {
             } else {
                 0
             };
-            epoll_add(instance.as_fd(), what, mask | edge, fd as u64)?;
+            epoll_add(instance.as_fd(), what, mask | edge, fd as u64)
+                .map_err(|errno| ways::refused(errno, file_type))?;
             *file = File {
                 flags: change.flags,
                 inode,

@@ -84,6 +84,14 @@ impl Ways {
     }
 }
 
+/// What a kqueue says of what Linux cannot wait for.
+pub(super) fn refused(errno: Errno, file_type: libc::mode_t) -> Errno {
+    match (errno, file_type) {
+        (Errno(libc::EPERM), libc::S_IFCHR) => Errno(libc::ENODEV),
+        _ => errno,
+    }
+}
+
 fn is_netbsd() -> bool {
     Ways::of_environment() == Some(Ways::NetBsd)
 }
