@@ -59,8 +59,22 @@ pub(crate) struct LaneState<C> {
     /// How many of the first requests a backend works on.
     pub(crate) in_flight: u16,
     pub(crate) stage: Stage,
-    /// What runs is a stream that was cancelled only to pause it.
-    pub(crate) pausing: bool,
+    pub(crate) pausing: Pausing,
+    /// How often the first read found no swap buffer.
+    pub(crate) misses: u8,
+    /// The first read reads into a private buffer.
+    pub(crate) private: bool,
+}
+
+/// Why what runs was cancelled, if that is a stream which is only to pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Pausing {
+    #[default]
+    No,
+    /// It holds more than its window.
+    OverWindow,
+    /// It holds more than it may while little is left of the pool.
+    Scarce,
 }
 
 /// In which list a lane waits, if nothing runs on it.
@@ -69,11 +83,11 @@ pub(crate) enum Stage {
     None,
     /// To be started.
     Dirty,
-    /// For a swap buffer.
+    /// For a swap buffer, or for leases of its own.
     Starved,
-    /// A stream, for leases to come back.
+    /// A stream over its window, for leases of its own.
     Paused,
-    /// To be started: its turn for a buffer has come, it need not wait behind the others.
+    /// To be started before all others: its turn for a buffer has come.
     Served,
 }
 
@@ -95,7 +109,9 @@ impl<C> LaneState<C> {
             last: NONE,
             in_flight: 0,
             stage: Stage::None,
-            pausing: false,
+            pausing: Pausing::No,
+            misses: 0,
+            private: false,
         }
     }
 

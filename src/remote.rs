@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use gaio_backends::{
-    Address, Buffer, Credit, Doing, Errno, Error, ErrorKind, Load, Result, SocketKind, classify,
+    Address, Buffer, Doing, Errno, Error, ErrorKind, Load, Result, SocketKind, classify,
     stream_socket,
 };
 
@@ -130,7 +130,7 @@ impl<C> Remote<C> {
     where
         C: Clone,
     {
-        let order = Order::stream(What::ReadStream, ctx, Load::Credit(Credit::new()));
+        let order = Order::stream(What::ReadStream, ctx, Load::None);
         self.submit(conn, order)
             .map_err(|order| Rejected::new(self.refusal(Doing::Read), order.context))
     }

@@ -260,7 +260,7 @@ impl<C> Watcher<C> {
         // In a forked child its lock may be held for ever.
         let pool = match self.is_forked() {
             true => PoolUse::default(),
-            false => self.backend.pool_use(),
+            false => self.backend.pool().usage(),
         };
         let engine = &self.engine.counts;
         Stats {

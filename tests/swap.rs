@@ -1,15 +1,15 @@
 //! Swap buffers: what a lease shows never changes, costs no copy, and may be kept, forwarded and
-//! dropped anywhere; a pool that runs dry makes reads wait (scenarios 8 to 11).
+//! dropped anywhere; a connection that keeps many waits until some come back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::*;
@@ -107,7 +107,7 @@ backends! {
     fn lease_dropped_on_another_thread(kind: BackendKind) {
         let mut watcher = one_swap_buffer(kind);
         let (conn, mut peer) = connect_to(&mut watcher);
-        write_pattern(&mut peer, 0, 2 * 4096);
+        write_pattern(&mut peer, 0, 8 * 4096); // More than it gets.
         let held = read_until_dry(&mut watcher, conn);
         let seen: usize = held.iter().map(|lease| lease.len()).sum();
         assert!(watcher.stats().leases >= 1);
@@ -150,8 +150,8 @@ backends! {
         }
     }
 
-    /// A connection that always has data takes all there is, and reads again at once: the other one,
-    /// which waits for a buffer, has its turn before that.
+    /// A connection that always has data takes all there is, and reads again at once: the other one has
+    /// its turn before that.
     fn first_come_first_served(kind: BackendKind) {
         let mut watcher = one_swap_buffer(kind);
         let mut peers = Vec::new();
@@ -178,55 +178,23 @@ backends! {
         assert!(a.abs_diff(b) < 30, "{counts:?} reads");
     }
 
-    fn pool_dry(kind: BackendKind) {
-        const CONNECTIONS: usize = 8;
-        let mut watcher = one_swap_buffer(kind);
-        let mut peers = Vec::new();
-        for index in 0..CONNECTIONS {
-            let (conn, mut peer) = connect_to(&mut watcher);
-            write_pattern(&mut peer, index, 4096);
-            watcher.read(index, conn, None).unwrap();
-            peers.push(peer);
-        }
-        let mut seen = [0; CONNECTIONS];
-        while seen != [4096; CONNECTIONS] {
-            // Nothing is held here, so one must come; then as many as the one buffer takes.
-            let mut held = vec![next(&mut watcher)];
-            held.extend(until_dry(&mut watcher));
-            for res in &held {
-                assert!(is_pattern(res.context + seen[res.context], res.data()));
-                seen[res.context] += res.size;
-                if seen[res.context] < 4096 {
-                    watcher.read(res.context, res.conn, None).unwrap();
-                }
-            }
-            let bytes: usize = held.iter().map(|res| res.size).sum();
-            assert!(bytes <= 4096, "{bytes} bytes in one buffer");
-        }
-    }
-
-    fn pool_dry_first_drop_resumes(kind: BackendKind) {
+    /// One connection keeps all that it gets. It gets the pool and a little more, then waits without an
+    /// error and without work; each lease that comes back lets it go on.
+    fn keeps_all(kind: BackendKind) {
         let mut watcher = builder(kind)
             .swap_buffer_size(4096)
             .swap_buffers(4)
             .build()
             .unwrap();
-        let peers: Vec<TcpStream> = (0..8)
-            .map(|index| {
-                let (ours, mut peer) = pair();
-                // Each read fills a buffer: all of its bytes are there before it starts.
-                write_pattern(&mut peer, index, 4096);
-                until("all is there", || {
-                    ours.peek(&mut [0; 4096]).unwrap() == 4096
-                });
-                let conn = watcher.delegate(ours).unwrap();
-                watcher.read(index, conn, None).unwrap();
-                peer
-            })
-            .collect();
-        let mut held: VecDeque<_> = collect(&mut watcher, 4).into();
-        // Dry: the others wait, and neither fail nor keep the processor busy.
-        quiet(&mut watcher);
+        let (ours, mut peer) = pair();
+        write_pattern(&mut peer, 0, 20 * 4096);
+        until("all is there", || {
+            ours.peek(&mut [0; 20 * 4096]).unwrap() == 20 * 4096
+        });
+        let conn = watcher.delegate(ours).unwrap();
+        let mut held: VecDeque<_> = read_until_dry(&mut watcher, conn).into();
+        let mut seen: usize = held.iter().map(|lease| lease.len()).sum();
+        assert!((4 * 4096..=6 * 4096).contains(&seen), "{seen} bytes");
         let calls_before = watcher.stats().kernel_calls;
         quiet(&mut watcher);
         let calls = watcher.stats().kernel_calls - calls_before;
@@ -234,47 +202,94 @@ backends! {
             calls <= 10,
             "{calls} system calls while nothing could be done"
         );
-        for _ in 0..4 {
-            held.pop_front();
-            held.push_back(next(&mut watcher));
+        assert!(watcher.stats().swap_bytes <= (4 + 2) * 4096);
+        for _ in 0..10 {
+            let gone = held.pop_front().unwrap();
+            assert!(is_pattern(seen - held_bytes(&held) - gone.len(), &gone));
+            drop(gone);
+            let res = next(&mut watcher);
+            assert!(res.error.is_none() && is_pattern(seen, res.data()));
+            seen += res.size;
+            held.push_back(res.buffer.into_swap().unwrap());
+            watcher.read((), conn, None).unwrap();
             quiet(&mut watcher);
         }
-        let last: HashSet<usize> = held.iter().map(|res| res.context).collect();
-        assert_eq!(last.len(), 4);
-        for res in held {
-            assert_eq!((res.size, res.error), (4096, None));
-            assert!(is_pattern(res.context, res.data()));
-        }
-        drop(peers);
     }
 
-    /// Idle connections wait first in line for the one buffer: it goes to who has data.
-    fn starved_reads_with_room(kind: BackendKind) {
+    /// What others keep makes nobody wait: each of many connections gets its bytes, though one has the
+    /// whole pool, and each of them keeps what it gets.
+    fn others_wait_for_nobody(kind: BackendKind) {
         let mut watcher = one_swap_buffer(kind);
-        let (mut conns, mut peers): (Vec<_>, Vec<_>) = (0..4)
-            .map(|_| {
-                let (ours, peer) = UnixStream::pair().unwrap();
-                (watcher.delegate(ours).unwrap(), peer)
-            })
-            .unzip();
-        peers[0].write_all(pattern(0, 4096)).unwrap();
-        watcher.read("first", conns.remove(0), None).unwrap();
+        let (hog, mut hog_peer) = connect_to(&mut watcher);
+        hog_peer.write_all(&[0; 8 * 4096]).unwrap();
+        watcher.read(0, hog, None).unwrap();
+        let mut kept = vec![next(&mut watcher)];
+        for index in 1..=200 {
+            let (conn, mut peer) = connect_to(&mut watcher);
+            watcher.read(index, conn, None).unwrap();
+            quiet_for_a_turn(&mut watcher);
+            for half in 0..2 {
+                peer.write_all(pattern(index + half, 100)).unwrap();
+                let res = next(&mut watcher);
+                assert_eq!((res.context, res.size, res.error), (index, 100, None));
+                assert!(res.is_swap_buffer() && is_pattern(index + half, res.data()));
+                kept.push(res);
+                if half == 0 {
+                    watcher.read(index, conn, None).unwrap();
+                }
+            }
+        }
+        let stats = watcher.stats();
+        assert_eq!(stats.leases, kept.len());
+        assert!(stats.swap_bytes <= 4096 + 200 * 2 * 4096);
+        kept.clear();
+        let stats = watcher.stats();
+        assert_eq!(stats.leases, 0);
+        assert!(stats.swap_bytes <= 32 * 4096, "{} bytes", stats.swap_bytes);
+    }
+
+    /// Idle connections hold nothing, also when the pool is used up.
+    fn idle_holds_nothing(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (hog, mut hog_peer) = connect_to(&mut watcher);
+        hog_peer.write_all(&[0; 4096]).unwrap();
+        watcher.read(0, hog, None).unwrap();
         let lease = next(&mut watcher);
-        assert_eq!(lease.size, 4096);
-        peers[3].write_all(b"C").unwrap();
-        for (context, conn) in ["A", "B", "C"].into_iter().zip(conns) {
-            watcher.read(context, conn, None).unwrap();
-            quiet(&mut watcher);
-        }
-        drop(lease);
+        let mut peers: Vec<_> = (1..=50)
+            .map(|index| {
+                let (conn, peer) = connect_to(&mut watcher);
+                watcher.read(index, conn, None).unwrap();
+                peer
+            })
+            .collect();
+        quiet(&mut watcher);
+        assert_eq!(watcher.stats().leases, 1);
+        assert!(watcher.stats().swap_bytes <= (1 + 16) * 4096);
+        peers[49].write_all(b"the last").unwrap();
         let res = next(&mut watcher);
-        assert_eq!((res.context, res.data()), ("C", &b"C"[..]));
-        drop(res);
-        for (at, context) in [(2, "B"), (1, "A")] {
-            peers[at].write_all(context.as_bytes()).unwrap();
-            let res = next(&mut watcher);
-            assert_eq!((res.context, res.data()), (context, context.as_bytes()));
+        assert_eq!((res.context, res.data()), (50, &b"the last"[..]));
+        drop((lease, res));
+        peers[7].write_all(b"another").unwrap();
+        let res = next(&mut watcher);
+        assert_eq!((res.context, res.data()), (8, &b"another"[..]));
+        // Ends come through, too.
+        drop(peers);
+        for res in collect(&mut watcher, 48) {
+            assert!(res.is_eof());
         }
+    }
+
+    /// That the pool was used up is counted once for each read that met it.
+    fn starved_counts_once(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (conn, mut peer) = connect_to(&mut watcher);
+        peer.write_all(&[0; 8 * 4096]).unwrap();
+        let held = read_until_dry(&mut watcher, conn);
+        let reads = held.len() as u64 + 1; // The last one waits.
+        let starved = watcher.stats().swap_starved;
+        assert!(1 <= starved && starved <= reads, "{starved} of {reads}");
+        quiet(&mut watcher);
+        assert_eq!(watcher.stats().swap_starved, starved);
     }
 
     /// Of a pipe, too, no more is read than the buffers take; the reads wait for leases.
@@ -287,7 +302,7 @@ backends! {
         write_pattern(&mut writer, 0, ALL); // It takes that much at once.
         let conn = watcher.delegate(reader).unwrap();
         let mut held = read_until_dry(&mut watcher, conn);
-        let limit = 2 * 2 * SIZE; // Pipes may have a pool of their own, beside that of sockets.
+        let limit = (2 + 2) * SIZE; // The pool, and what a connection gets privately.
         assert!(watcher.stats().swap_bytes <= limit);
         let mut seen = 0;
         for lease in &held {
@@ -349,12 +364,23 @@ fn check_kept(kept: Option<(usize, OpResult<usize>)>) {
     );
 }
 
-/// A watcher whose pool is a single small buffer.
+fn held_bytes(held: &VecDeque<SwapBuf>) -> usize {
+    held.iter().map(|lease| lease.len()).sum()
+}
+
+/// A turn in which nothing comes.
+fn quiet_for_a_turn<C>(watcher: &mut Watcher<C>) {
+    let mut results = Results::new();
+    let count = watcher.wait_io_timeout(&mut results, Duration::ZERO);
+    assert_eq!(count, Ok(0));
+}
+
 /// Writes until the sockets take no more.
 fn fill(mut peer: &TcpStream) {
     while peer.write(&[1; 4096]).is_ok() {}
 }
 
+/// A watcher whose pool is a single small buffer.
 fn one_swap_buffer<C>(kind: BackendKind) -> Watcher<C> {
     let small = builder(kind).swap_buffer_size(4096).swap_buffers(1);
     small.build().unwrap()

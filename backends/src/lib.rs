@@ -48,7 +48,7 @@ pub use loads::{Load, Loads};
 pub use process::Process;
 pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
 pub use slots::{is_overgrown, reserve_gently, shrink_overgrown};
-pub use swap::{Credit, Pool, PoolUse, SwapBuf};
+pub use swap::{Credit, Pool, PoolUse, SwapBuf, Threshold, Thresholds};
 pub use sys::{classify, peer_addr, pin_thread, stream_socket};
 pub use tray::Tray;
 pub use wake::{Bell, Waker};
@@ -80,7 +80,10 @@ pub use wake::{Bell, Waker};
 /// - What the kernel uses (buffers, addresses, message headers) is in the backend's table of
 ///   loads, and marked as busy there, until the last completion of the operation; also when the
 ///   backend is dropped.
-/// - Reads of a swap buffer that find the pool dry end with `ENOBUFS` and consume nothing.
+/// - Reads of a swap buffer that find none end with `ENOBUFS` and consume nothing. There was data, or
+///   the end, unless buffers ran out just now.
+/// - A private read ends with `EAGAIN` if there is nothing to read: it never waits, so that it holds no
+///   memory for long.
 /// - Transfers may be short but not empty, except that a read of 0 bytes means the end.
 /// - No call blocks but `wait`, nothing raises a signal, descriptors are close-on-exec.
 pub trait Backend {
@@ -198,13 +201,8 @@ pub trait Backend {
     /// Where swap reads take their memory.
     fn pool(&self) -> &Pool;
 
-    /// How the memory of swap reads is used at the moment.
-    fn pool_use(&self) -> PoolUse {
-        self.pool().usage()
-    }
-
-    /// Bytes that swap reads could take now, roughly.
-    fn swap_room_bytes(&mut self) -> usize;
+    /// What swap reads could take now.
+    fn swap_room(&mut self) -> SwapRoom;
 
     /// System calls made so far.
     fn counts(&self) -> &Counts;
@@ -347,8 +345,12 @@ pub enum Lane {
 pub enum Request {
     /// Read once into a swap buffer.
     ReadSwap,
-    /// Read into swap buffers until the end, charged to the credit.
+    /// Read into swap buffers until the end, charged to the connection's account.
     ReadStream,
+    /// The same for as little as the system takes in one step, because others wait for buffers.
+    ReadStep,
+    /// Read once, now or not at all, into a private buffer that is charged to the connection's account.
+    ReadPrivate,
     /// Read once into the rest of a buffer.
     Read,
     /// Write the rest of a buffer.
@@ -399,6 +401,15 @@ pub enum Until {
     Done,
 }
 
+/// What swap reads could take without another lease coming back, roughly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SwapRoom {
+    /// Bytes in swap buffers.
+    pub bytes: usize,
+    /// How many reads one turn can serve, however small they are.
+    pub reads: usize,
+}
+
 /// System calls that a backend made, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -426,6 +437,16 @@ impl Counts {
         let was_on = sys::set_nonblocking(fd, on)?;
         self.others += u64::from(was_on != on);
         Ok(was_on)
+    }
+}
+
+impl SwapRoom {
+    /// Room that reads fill one behind the other, however many they are.
+    pub(crate) fn packed(bytes: usize) -> Self {
+        SwapRoom {
+            bytes,
+            reads: usize::MAX,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the operation of each lane carries: buffers to read into or to write, the address to connect
-//! to, a stream's account. A table by place, owned by the backend, so that what the kernel uses stays
-//! where it is until the kernel is done with it.
+//! to; and the accounts of connections. A table by place, owned by the backend, so that what the
+//! kernel uses stays where it is until the kernel is done with it.
 //!
 //! The watcher puts a load in before it starts an operation and takes it out for the result. In
 //! between it can do neither while the operation runs: nothing that the kernel may write to or
@@ -16,7 +16,7 @@ use crate::batch::Batch;
 use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::slots::grow_gently;
-use crate::swap::Credit;
+use crate::swap::{Credit, Thresholds};
 use crate::{Lane, Place};
 
 /// Empty batches that are kept for later; more than are in use at a time in most programs.
@@ -30,8 +30,6 @@ pub enum Load {
     None,
     /// The bytes to write, or the room to read into.
     Buffer(Buffer),
-    /// What the leases of a stream are charged to.
-    Credit(Credit),
     /// Where to connect to.
     Address(Box<Address>),
 }
@@ -42,8 +40,8 @@ pub enum Load {
 pub(crate) struct LoadTable {
     lanes: [Vec<Entry>; 2],
     extras: Slab<Extra>,
-    /// The accounts of streams, by slot: apart, so that an idle stream is small. The kernel does not
-    /// use them.
+    /// The accounts of connections that have one, by slot: apart, so that an idle connection is small.
+    /// The kernel does not use them.
     credits: Vec<Option<Credit>>,
     /// Kept for the next vectored write.
     #[expect(
@@ -116,7 +114,6 @@ impl<'a> Loads<'a> {
         match load {
             Load::None => {}
             Load::Buffer(buffer) => self.put_buffer(at, buffer, 0),
-            Load::Credit(credit) => self.0.put_credit(at, credit),
             Load::Address(address) => self.0.put_extra(at, Extra::Address(address), 0),
         }
     }
@@ -150,9 +147,6 @@ impl<'a> Loads<'a> {
     #[cfg(test)]
     pub(crate) fn take(&mut self, at: Place) -> (Load, usize) {
         let (buffer, done) = self.take_buffer(at);
-        if let Some(credit) = self.0.take_credit(at) {
-            return (Load::Credit(credit), done);
-        }
         let load = match self.0.take_extra(at) {
             Some(Extra::Address(address)) => Load::Address(address),
             Some(Extra::RawAddress(_) | Extra::Batch(_)) => Load::None,
@@ -178,7 +172,6 @@ impl<'a> Loads<'a> {
     /// Drops what a lane carries beside a buffer. Nothing while its operation runs.
     #[inline(always)]
     pub fn clear(&mut self, at: Place) {
-        drop(self.0.take_credit(at));
         if self.0.entry(at).is_some_and(|entry| entry.extra != NONE) {
             drop(self.0.take_extra(at));
         }
@@ -210,10 +203,29 @@ impl<'a> Loads<'a> {
         }
     }
 
-    /// The account of a stream.
+    /// The account of a connection, which is opened if there is none.
+    pub fn open_credit(&mut self, slot: u32, thresholds: Thresholds) {
+        let index = slot as usize;
+        if index >= self.0.credits.len() {
+            grow_gently(&mut self.0.credits, index, || None);
+        }
+        if let Some(place) = self.0.credits.get_mut(index) {
+            place.get_or_insert_with(|| Credit::new(slot, thresholds));
+        }
+    }
+
+    /// The connection is gone. Its leases may be there still.
     #[inline]
-    pub fn credit(self, at: Place) -> Option<&'a Credit> {
-        self.0.credit(at)
+    pub fn close_credit(&mut self, slot: u32) {
+        if let Some(place) = self.0.credits.get_mut(slot as usize) {
+            *place = None;
+        }
+    }
+
+    /// The account of a connection, if it has one.
+    #[inline]
+    pub fn credit(self, slot: u32) -> Option<&'a Credit> {
+        self.0.credit(slot)
     }
 }
 
@@ -257,31 +269,10 @@ impl LoadTable {
         self.extras.try_remove(extra as usize)
     }
 
-    fn put_credit(&mut self, at: Place, credit: Credit) {
-        debug_assert_eq!(at.lane(), Lane::Read);
-        let index = at.slot() as usize;
-        if index >= self.credits.len() {
-            grow_gently(&mut self.credits, index, || None);
-        }
-        if let Some(place) = self.credits.get_mut(index) {
-            *place = Some(credit);
-        }
-    }
-
-    fn take_credit(&mut self, at: Place) -> Option<Credit> {
-        match at.lane() {
-            Lane::Read => self.credits.get_mut(at.slot() as usize)?.take(),
-            Lane::Write => None,
-        }
-    }
-
-    /// The account of a stream.
+    /// The account of a connection, if it has one.
     #[inline]
-    pub(crate) fn credit(&self, at: Place) -> Option<&Credit> {
-        match at.lane() {
-            Lane::Read => self.credits.get(at.slot() as usize)?.as_ref(),
-            Lane::Write => None,
-        }
+    pub(crate) fn credit(&self, slot: u32) -> Option<&Credit> {
+        self.credits.get(slot as usize)?.as_ref()
     }
 
     /// An operation starts that uses the load.

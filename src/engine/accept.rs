@@ -130,6 +130,10 @@ impl<C> Engine<C> {
         if let Some(clone) = clone_context {
             self.clone_context = Some(clone);
         }
+        if what == What::ReadStream {
+            self.has_streams = true;
+            self.open_credit(backend, conn.slot());
+        }
         let at = Place::new(conn.slot(), what.lane());
         let pending = self.pending(op, what, context, deadline);
         let Some(lane) = self.conns.lane_mut(at) else {

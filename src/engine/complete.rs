@@ -32,6 +32,7 @@ impl<C> Engine<C> {
         if !more {
             lane.in_flight = 0;
         }
+        let private = std::mem::take(&mut lane.private);
         let Some(first) = &lane.first else {
             return;
         };
@@ -42,7 +43,9 @@ impl<C> Engine<C> {
         }
         match what {
             What::ReadSwap => match result {
-                Err(errno) if errno.is_out_of_buffers() => self.starve(backend, at),
+                Err(errno) if errno.is_out_of_buffers() => {
+                    self.out_of_buffers(backend, at, private);
+                }
                 Err(errno) => self.fail(backend, at, errno),
                 Ok(0) => self.ended(backend, at),
                 Ok(size) => {
@@ -51,7 +54,12 @@ impl<C> Engine<C> {
                 }
             },
             What::Write if count > 1 => self.wrote_many(backend, at, count, result),
-            What::ReadStream => self.stream_step(backend, at, more, payload, result),
+            What::ReadStream => match result {
+                Err(errno) if errno.is_out_of_buffers() => {
+                    self.out_of_buffers(backend, at, private);
+                }
+                result => self.stream_step(backend, at, more, payload, result),
+            },
             What::Read | What::ReadFull if result == Ok(0) => self.ended(backend, at),
             What::ReadFull | What::Write => self.transferred(backend, at, result),
             What::Accept | What::AcceptOne => match payload {
@@ -356,6 +364,9 @@ impl<C> Engine<C> {
         match result {
             Ok(0) => self.ended(backend, at),
             Ok(size) => {
+                if let Some(lane) = self.conns.lane_mut(at) {
+                    lane.misses = 0;
+                }
                 self.emit_step(at, None, Conn::NONE, payload, size);
                 if !more {
                     self.resume_or_park(backend, at);
@@ -363,14 +374,7 @@ impl<C> Engine<C> {
                     self.pause(backend, at);
                 }
             }
-            Err(errno)
-                if errno.is_out_of_buffers() && !self.is_over_window(backend.loads(), at) =>
-            {
-                self.starve(backend, at);
-            }
-            Err(errno) if errno.is_out_of_buffers() || errno.is_interruption() => {
-                self.resume_or_park(backend, at)
-            }
+            Err(errno) if errno.is_interruption() => self.resume_or_park(backend, at),
             Err(errno) => self.fail(backend, at, errno),
         }
     }

@@ -157,6 +157,7 @@ impl<C> Engine<C> {
             self.finish(backend, key, Some(Error::new(doing, why)));
         }
         self.discard(backend.detach(slot));
+        backend.loads().close_credit(slot);
         self.retire(slot);
         self.retry();
     }
@@ -173,6 +174,7 @@ impl<C> Engine<C> {
             return Err(ErrorKind::Busy);
         }
         let socket = backend.detach(conn.slot()).ok_or(ErrorKind::ConnClosed)?;
+        backend.loads().close_credit(conn.slot());
         self.conns.begin_closing(conn.slot());
         self.retire(conn.slot());
         Ok(socket)

@@ -51,6 +51,10 @@ pub(crate) struct Engine<C> {
     /// Handles whose last result was emitted as the numbered one.
     retired: VecDeque<(u64, Conn)>,
     stream_window: u64,
+    /// Leased bytes that a stream may have at present: less than its window while the pool is nearly
+    /// used up.
+    window: u64,
+    has_streams: bool,
     /// How streams copy their context; known once there was one.
     clone_context: Option<fn(&C) -> C>,
     pub(crate) closed: bool,
@@ -88,6 +92,8 @@ impl<C> Engine<C> {
             handed_out: 0,
             retired: VecDeque::new(),
             stream_window: stream_window as u64,
+            window: stream_window as u64,
+            has_streams: false,
             clone_context: None,
             closed: false,
             counts: EngineCounts::default(),
@@ -117,7 +123,7 @@ impl<C> Engine<C> {
     /// Whether lanes wait to be started.
     #[inline]
     pub(crate) fn has_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || self.waiting.has_urgent()
     }
 
     /// How many results there were, handed out or not.
@@ -187,6 +193,7 @@ impl<C> Engine<C> {
         let Some(pending) = lane.first.take() else {
             return;
         };
+        (lane.misses, lane.private) = (0, false);
         let has_more = lane.has_more();
         self.forget(
             Key::first(at),
@@ -305,11 +312,12 @@ impl<C> Engine<C> {
 
     /// When the engine itself has something to do.
     pub(crate) fn next_time(&self) -> Option<Instant> {
-        let retry = self.retries.next();
-        match (self.deadlines.next(), retry) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let times = [
+            self.deadlines.next(),
+            self.retries.next(),
+            self.waiting.next(),
+        ];
+        times.into_iter().flatten().min()
     }
 
     pub(crate) fn delivered(&self) -> u64 {

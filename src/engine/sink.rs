@@ -25,6 +25,7 @@ impl<C, B: Backend> Sink<B> for Engine<C> {
         {
             Some(first) => {
                 lane.in_flight = 0;
+                lane.misses = 0;
                 let has_more = lane.has_more();
                 let size = lease.len();
                 self.note_swap_read(size);
@@ -64,7 +65,7 @@ impl<C, B: Backend> Sink<B> for Engine<C> {
                 accepted: Conn::NONE,
                 last: false,
             });
-            if leased_bytes > self.stream_window {
+            if leased_bytes > self.window {
                 self.pause(backend, at);
             }
         } else {

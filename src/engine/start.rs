@@ -78,6 +78,7 @@ impl<C> Engine<C> {
             return;
         };
         let (what, end, has_more) = (first.what, first.end, lane.has_more());
+        let private = lane.private;
         if phase == Phase::Connecting && what != What::Connect {
             return;
         }
@@ -86,10 +87,16 @@ impl<C> Engine<C> {
             return self.finish(backend, Key::first(at), Some(error));
         }
         let request = match what {
-            What::ReadSwap | What::ReadStream if self.must_queue_for_buffer(at, served) => return,
+            What::ReadSwap | What::ReadStream if private => Request::ReadPrivate,
+            What::ReadSwap | What::ReadStream
+                if self.must_queue_for_buffer(backend, at, served) =>
+            {
+                return;
+            }
             What::ReadSwap => Request::ReadSwap,
             What::Write if has_more => return self.start_writes(backend, at),
             What::Write => Request::Write,
+            What::ReadStream if self.takes_turns() => Request::ReadStep,
             What::ReadStream => Request::ReadStream,
             What::Read | What::ReadFull => Request::Read,
             What::Accept => Request::AcceptStream,

@@ -4,8 +4,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 
 use gaio_backends::{
-    Address, Backend, Buffer, Credit, Doing, Error, ErrorKind, Interest, Load, Result, SocketKind,
-    Task, classify, stream_socket,
+    Address, Backend, Buffer, Doing, Error, ErrorKind, Interest, Load, Result, SocketKind, Task,
+    classify, stream_socket,
 };
 
 use super::Watcher;
@@ -102,7 +102,7 @@ impl<C> Watcher<C> {
     where
         C: Clone,
     {
-        let order = Order::stream(What::ReadStream, ctx, Load::Credit(Credit::new()));
+        let order = Order::stream(What::ReadStream, ctx, Load::None);
         self.submit(conn, order)
             .map_err(|rejected| rejected.map(|order| order.context))
     }

@@ -107,7 +107,7 @@ impl<C> Watcher<C> {
     /// Whether something came from another thread that makes no system event while we run.
     pub(super) fn was_woken(&self) -> bool {
         self.inbox.is_pending()
-            || (self.engine.has_starved() && !self.backend.pool().sleep_hungry())
+            || self.engine.wants_block(self.backend.pool())
             || self.engine.can_resume(self.backend.pool())
     }
 
@@ -124,7 +124,7 @@ impl<C> Watcher<C> {
 
     /// Whether reads wait for a buffer that is there: the kernel has it, for reads without data.
     fn can_serve(&mut self) -> bool {
-        self.engine.has_starved() && self.backend.swap_room_bytes() > 0
+        self.engine.can_serve(&mut *self.backend)
     }
 
     /// Takes the messages of other threads.

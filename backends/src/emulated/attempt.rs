@@ -30,6 +30,7 @@ impl Engine {
                 let step = self.read_stream(slot);
                 self.completion(step)
             }
+            Op::ReadPrivate => self.read_private(slot),
             Op::Write => self.write(slot),
             Op::Read => self.read_own(slot),
             Op::Accept => self.accept(slot, false),
@@ -99,13 +100,38 @@ impl Engine {
                 if entry.can_run(Lane::Read) {
                     self.go_on(at, READS_PER_TURN);
                 }
-                match self.cursor.lease(self.loads.credit(at)) {
+                match self.cursor.lease(self.loads.credit(slot)) {
                     Some(lease) => Step::Streamed(at, lease),
                     None => Step::Nothing,
                 }
             }
             other => self.end_read_swap(slot, other.map(|_| 0)),
         }
+    }
+
+    /// Ends in any case: what waits holds no memory.
+    fn read_private(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
+        let account = self.loads.credit(slot)?;
+        self.counts.reads += 1;
+        let read_bytes = self
+            .cursor
+            .read_private(entry.fd(), entry.source(), account);
+        let result = match read_bytes {
+            Ok((lease, asked)) => {
+                let len = lease.as_ref().map_or(0, |lease| lease.len());
+                entry.learn(Lane::Read, len, asked);
+                self.brought = lease.map_or(Payload::None, Payload::Lease);
+                Ok(len)
+            }
+            Err(errno) => {
+                if errno == Errno(libc::EAGAIN) {
+                    entry.forget_ready(Lane::Read);
+                }
+                Err(errno)
+            }
+        };
+        self.finish(read(slot), result)
     }
 
     /// A stream has more to give: at once, until it is the others' turn.

@@ -63,19 +63,28 @@ impl Cursor {
             Some(filling) if filling.left() >= self.least => filling,
             _ => self.advance().ok_or(Errno(libc::ENOBUFS))?,
         };
-        let (at, asked) = filling.tail();
-        let len = sys::uninterrupted(|| {
-            // SAFETY: `at` is the start of `asked` bytes that belong to `filling` alone.
-            unsafe {
-                match source {
-                    Source::Socket => sys::recv(fd, at, asked),
-                    Source::File => sys::read(fd, at, asked),
-                }
-            }
-        })?;
+        let (len, asked) = receive(filling, fd, source)?;
         self.fresh = len;
         self.largest = self.largest.max(len);
         Ok((len, asked))
+    }
+
+    /// Reads once into a private block; a lease of what came, if anything did, and how much there was
+    /// room for.
+    pub(super) fn read_private(
+        &self,
+        fd: RawFd,
+        source: Source,
+        account: &Credit,
+    ) -> Result<(Option<SwapBuf>, usize), Errno> {
+        let filling = self.pool.checkout_private(account);
+        let mut filling = filling.ok_or(Errno(libc::ENOBUFS))?;
+        let (len, asked) = receive(&mut filling, fd, source)?;
+        if len == 0 {
+            return Ok((None, asked));
+        }
+        // SAFETY: these bytes were just written, and nothing is written behind them.
+        Ok((Some(unsafe { filling.lease(len, None) }), asked))
     }
 
     /// The bytes of the last read, once; `None` if there are none.
@@ -100,6 +109,22 @@ impl Cursor {
         self.current = self.pool.checkout();
         self.current.as_mut()
     }
+}
+
+/// Reads once to where the block is filled next; how much came, and how much there was room for.
+#[inline(always)]
+fn receive(filling: &mut Filling, fd: RawFd, source: Source) -> Result<(usize, usize), Errno> {
+    let (at, asked) = filling.tail();
+    let len = sys::uninterrupted(|| {
+        // SAFETY: `at` is the start of `asked` bytes that belong to `filling` alone.
+        unsafe {
+            match source {
+                Source::Socket => sys::recv(fd, at, asked),
+                Source::File => sys::read(fd, at, asked),
+            }
+        }
+    })?;
+    Ok((len, asked))
 }
 
 /// The least that `Cursor::least` gets: a sixteenth of a block may stay unused.

@@ -102,7 +102,9 @@ impl Engine {
             Request::ReadSwap => self.start_read_swap(at),
             Request::Write | Request::WriteMany => self.start_busy(at, Op::Write),
             Request::Read => self.start_busy(at, Op::Read),
-            Request::ReadStream => self.record(at, Op::ReadStream),
+            // Streams take turns in any case.
+            Request::ReadStream | Request::ReadStep => self.record(at, Op::ReadStream),
+            Request::ReadPrivate => self.start_regardless(at, Op::ReadPrivate),
             Request::Accept => self.record(at, Op::Accept),
             Request::AcceptStream => self.record(at, Op::AcceptStream),
             Request::Connect => self.start_regardless(at, Op::Connect),

@@ -36,7 +36,7 @@ use crate::error::Errno;
 use crate::error::Refusal;
 use crate::{
     Backend, Buffer, Completion, Counts, Loads, Options, Payload, Place, Pool, Request, Sink,
-    SocketKind, Until, Waker, sys,
+    SocketKind, SwapRoom, Until, Waker, sys,
 };
 
 /// Tokens of no slot: there are never so many.
@@ -342,8 +342,8 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.cursor.pool()
     }
 
-    fn swap_room_bytes(&mut self) -> usize {
-        self.engine.cursor.room_bytes()
+    fn swap_room(&mut self) -> SwapRoom {
+        SwapRoom::packed(self.engine.cursor.room_bytes())
     }
 
     fn counts(&self) -> &Counts {

@@ -31,6 +31,7 @@ pub(super) enum Op {
     Idle,
     ReadSwap,
     ReadStream,
+    ReadPrivate,
     Read,
     Write,
     Accept,

@@ -114,6 +114,18 @@ impl Rig {
         self.backend.start(Place::new(slot, lane), request);
     }
 
+    /// Opens the account of a connection.
+    fn open_credit(&mut self, slot: u32) {
+        let thresholds = self.backend.pool().thresholds(0);
+        self.backend.loads().open_credit(slot, thresholds);
+    }
+
+    /// What that account is charged with.
+    fn leased_bytes(&mut self, slot: u32) -> u64 {
+        let credit = self.backend.loads().credit(slot);
+        credit.map_or(0, Credit::leased_bytes)
+    }
+
     fn start_with(&mut self, slot: u32, lane: Lane, request: Request, load: Load) {
         self.backend.loads().put(Place::new(slot, lane), load);
         self.start(slot, lane, request);
@@ -423,13 +435,13 @@ fn dry_pool_consumes_nothing() {
     peer.write_all(&[1; BLOCK]).unwrap();
     rig.start(0, Lane::Read, Request::ReadSwap);
     let kept = lease(rig.one());
-    assert_eq!((kept.len(), rig.backend.swap_room_bytes()), (BLOCK, 0));
+    assert_eq!((kept.len(), rig.backend.swap_room().bytes), (BLOCK, 0));
     rig.start(0, Lane::Read, Request::ReadSwap);
     peer.write_all(b"more").unwrap();
     let read = rig.one();
     assert_eq!(errno(&read), libc::ENOBUFS);
     drop(kept);
-    assert_eq!(rig.backend.swap_room_bytes(), BLOCK);
+    assert_eq!(rig.backend.swap_room().bytes, BLOCK);
     rig.start(0, Lane::Read, Request::ReadSwap);
     assert_eq!(&*lease(rig.one()), b"more");
 }
@@ -468,13 +480,14 @@ fn cancel_gives_back() {
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
     let (buffer, done) = rig.take(0, Lane::Read);
     assert_eq!((buffer.len(), done), (7, 0));
-    // The credit of a stream stays until it is taken.
-    let load = Load::Credit(Credit::new());
-    rig.start_with(0, Lane::Read, Request::ReadStream, load);
+    // The account of a connection stays until it is closed.
+    rig.open_credit(0);
+    rig.start(0, Lane::Read, Request::ReadStream);
     rig.cancel(0, Lane::Read, false);
     assert_eq!(errno(&rig.one()), libc::ECANCELED);
-    let (load, _) = rig.backend.loads().take(Place::new(0, Lane::Read));
-    assert!(matches!(load, Load::Credit(_)));
+    assert!(rig.backend.loads().credit(0).is_some());
+    rig.backend.loads().close_credit(0);
+    assert!(rig.backend.loads().credit(0).is_none());
 }
 
 /// What a last try brings comes before the end.
@@ -482,8 +495,7 @@ fn cancel_gives_back() {
 fn cancelled_stream_ends_last() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
-    let credit = Load::Credit(Credit::new());
-    rig.start_with(0, Lane::Read, Request::ReadStream, credit);
+    rig.start(0, Lane::Read, Request::ReadStream);
     rig.quiet();
     peer.write_all(b"last words").unwrap();
     until_arrived(rig.backend.socket(0).unwrap(), 10);
@@ -529,9 +541,8 @@ fn duplicates_of_a_detached_socket_are_silent() {
 fn stream_goes_on_until_the_end() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
-    let credit = Credit::new();
-    let load = Load::Credit(credit.clone());
-    rig.start_with(0, Lane::Read, Request::ReadStream, load);
+    rig.open_credit(0);
+    rig.start(0, Lane::Read, Request::ReadStream);
     let (mut got, mut expected) = (Vec::<u8>::new(), Vec::new());
     for round in 0..50u8 {
         peer.write_all(&[round; 333]).unwrap();
@@ -540,16 +551,41 @@ fn stream_goes_on_until_the_end() {
             for completion in rig.completions() {
                 assert!(completion.more);
                 let lease = lease(completion);
-                assert!(credit.leased_bytes() >= lease.len() as u64);
+                assert!(rig.leased_bytes(0) >= lease.len() as u64);
                 got.extend(lease.iter());
             }
         }
     }
     assert!(got == expected);
-    assert_eq!(credit.leased_bytes(), 0);
+    assert_eq!(rig.leased_bytes(0), 0);
     drop(peer);
     let end = rig.one();
     assert_eq!((end.more, end.result), (false, Ok(0)));
+}
+
+/// A private read takes what is there, at once, and is charged to the connection; or it ends.
+#[test]
+fn private_read_does_not_wait() {
+    let mut rig = Rig::with_blocks(1);
+    let mut peer = rig.pair(0);
+    rig.open_credit(0);
+    rig.start(0, Lane::Read, Request::ReadPrivate);
+    assert_eq!(errno(&rig.one()), libc::EAGAIN);
+    assert_eq!(rig.leased_bytes(0), 0);
+    peer.write_all(b"mine").unwrap();
+    rig.start(0, Lane::Read, Request::ReadPrivate);
+    let lease = lease(rig.one());
+    assert_eq!(lease[..], *b"mine");
+    assert_eq!(
+        rig.leased_bytes(0),
+        rig.backend.pool().private_size() as u64
+    );
+    assert_eq!(rig.backend.pool().usage().blocks_out, 0);
+    drop(lease);
+    assert_eq!(rig.leased_bytes(0), 0);
+    drop(peer);
+    rig.start(0, Lane::Read, Request::ReadPrivate);
+    assert_eq!(rig.one().result, Ok(0));
 }
 
 #[test]
@@ -560,8 +596,7 @@ fn stream_has_a_budget() {
     let mut peer = rig.pair(0);
     peer.write_all(&[5; ALL]).unwrap();
     until_arrived(rig.backend.socket(0).unwrap(), ALL);
-    let load = Load::Credit(Credit::new());
-    rig.start_with(0, Lane::Read, Request::ReadStream, load);
+    rig.start(0, Lane::Read, Request::ReadStream);
     let all = rig.turn(Until::Done, 99);
     assert_eq!(all.len(), 4);
     assert!(rig.more);

@@ -2,7 +2,7 @@
 
 use super::Sim;
 use crate::error::Errno;
-use crate::swap::SwapBuf;
+use crate::swap::{Credit, Filling, SwapBuf};
 use crate::{Completion, Interest, Payload, Place, Request};
 
 /// What came of an attempt: bytes and what they bring, or an error; nothing if it has to wait.
@@ -36,7 +36,8 @@ impl Sim {
             return;
         };
         let attempt = match request {
-            Request::ReadSwap | Request::ReadStream => self.read_swap(at, end),
+            Request::ReadSwap | Request::ReadStream | Request::ReadStep => self.read_swap(at, end),
+            Request::ReadPrivate => self.read_private(at, end),
             Request::Read => self.read(at, end),
             Request::Write | Request::WriteMany => self.write(at, end),
             Request::Accept | Request::AcceptStream => self.accept(end),
@@ -87,23 +88,48 @@ impl Sim {
         if self.filling.is_none() || self.world.lock().fault(20) {
             return Some(Err(Errno(libc::ENOBUFS)));
         }
-        let lease = self.fill(at, end, len)?;
+        let request = self.running.get(&at)?.request;
+        let is_stream = matches!(request, Request::ReadStream | Request::ReadStep);
+        let charged = self.loads.credit(at.slot()).filter(|_| is_stream);
+        let mut filling = self.filling.take()?;
+        let lease = self.fill(&mut filling, end, len, charged);
+        // A block that is used up goes back at once: others may wait for it.
+        self.filling = Some(filling).filter(|filling| filling.left() > 0);
         Some(Ok((len as u32, Payload::Lease(lease))))
     }
 
-    /// Moves bytes into the swap buffer.
-    fn fill(&mut self, at: Place, end: usize, len: usize) -> Option<SwapBuf> {
-        let filling = self.filling.as_mut()?;
+    /// Moves bytes into a buffer.
+    fn fill(
+        &self,
+        filling: &mut Filling,
+        end: usize,
+        len: usize,
+        charged: Option<&Credit>,
+    ) -> SwapBuf {
         let bytes: Vec<u8> = self.world.lock().ends[end].incoming.drain(..len).collect();
         let (tail, _) = filling.tail();
         // SAFETY: the tail is valid for writes of what is left, which is no less than `len`;
         // nobody else knows of it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), tail, len) };
         // SAFETY: these bytes were just written, and later ones go behind them.
-        let lease = unsafe { filling.lease(len, self.loads.credit(at)) };
-        // A block that is used up goes back at once: others may wait for it.
-        self.filling = self.filling.take().filter(|filling| filling.left() > 0);
-        Some(lease)
+        unsafe { filling.lease(len, charged) }
+    }
+
+    fn read_private(&mut self, at: Place, end: usize) -> Attempt {
+        let account = self.loads.credit(at.slot());
+        assert!(account.is_some(), "{at:?} has no account to charge");
+        let account = account?;
+        let Some(mut filling) = self.pool.checkout_private(account) else {
+            return Some(Err(Errno(libc::ENOBUFS)));
+        };
+        let len = match self.readable(end, filling.left()) {
+            None => return Some(Err(Errno(libc::EAGAIN))),
+            Some(Ok(0)) => return Some(Ok((0, Payload::None))),
+            Some(Ok(len)) => len,
+            Some(Err(errno)) => return Some(Err(errno)),
+        };
+        let lease = self.fill(&mut filling, end, len, None);
+        Some(Ok((len as u32, Payload::Lease(lease))))
     }
 
     fn read(&mut self, at: Place, end: usize) -> Attempt {

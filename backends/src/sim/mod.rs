@@ -25,7 +25,7 @@ use crate::swap::{Filling, Pool};
 use crate::wake::{Bell, Waker};
 use crate::{
     Backend, Buffer, Completion, Counts, Lane, LoadTable, Loads, Options, Payload, Place, Request,
-    Sink, SocketKind, Until,
+    Sink, SocketKind, SwapRoom, Until,
 };
 
 /// How often the kernel runs within one sleep before nothing is expected to happen any more: more
@@ -46,6 +46,8 @@ pub struct Sim {
     done: VecDeque<Done>,
     /// What the last completion brought.
     brought: Payload,
+    /// The last completion was of a read into a swap buffer.
+    of_swap_read: bool,
     /// How many completions this turn may give out.
     left: usize,
     waker: Arc<Waker>,
@@ -56,6 +58,8 @@ pub struct Sim {
 struct Done {
     completion: Completion,
     payload: Payload,
+    /// It is of a read into a swap buffer.
+    of_swap_read: bool,
 }
 
 struct Seat {
@@ -108,6 +112,7 @@ impl Sim {
             running: BTreeMap::new(),
             done: VecDeque::new(),
             brought: Payload::None,
+            of_swap_read: false,
             left: 0,
             waker,
             counts: Counts::default(),
@@ -152,11 +157,6 @@ impl Sim {
         }
     }
 
-    /// Whether what ended here was a stream.
-    fn was_stream(&self, at: Place) -> bool {
-        self.loads.credit(at).is_some()
-    }
-
     /// Ends an operation.
     fn finish(&mut self, at: Place, result: Result<u32, Errno>) {
         self.complete(Completion::last(at, result), Payload::None);
@@ -165,6 +165,8 @@ impl Sim {
     /// Lines a completion up: behind what came before of the same slot, else anywhere.
     fn complete(&mut self, completion: Completion, payload: Payload) {
         let at = completion.at;
+        let running = self.running.get(&at);
+        let of_swap_read = running.is_some_and(|it| it.request == Request::ReadSwap);
         if !completion.more {
             self.loads.end(at);
             self.running.remove(&at);
@@ -176,6 +178,7 @@ impl Sim {
         let done = Done {
             completion,
             payload,
+            of_swap_read,
         };
         self.done.insert(place, done);
     }
@@ -348,6 +351,7 @@ impl Backend for Sim {
         self.left = self.left.checked_sub(1)?;
         let done = self.done.pop_front()?;
         self.brought = done.payload;
+        self.of_swap_read = done.of_swap_read;
         Some(done.completion)
     }
 
@@ -364,7 +368,7 @@ impl Backend for Sim {
                 (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && more => {
                     sink.streamed(self, at, lease);
                 }
-                (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && !self.was_stream(at) => {
+                (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && self.of_swap_read => {
                     sink.received(self, at, lease);
                 }
                 (Lane::Write, Ok(len @ 1..), Payload::None) if apart => {
@@ -405,9 +409,9 @@ impl Backend for Sim {
         &self.pool
     }
 
-    fn swap_room_bytes(&mut self) -> usize {
+    fn swap_room(&mut self) -> SwapRoom {
         let here = self.filling.as_ref().map_or(0, Filling::left);
-        here + self.pool.blocks_available() * self.pool.block_size()
+        SwapRoom::packed(here + self.pool.blocks_available() * self.pool.block_size())
     }
 
     fn counts(&self) -> &Counts {

@@ -5,8 +5,9 @@ use std::ops::{Bound, Deref, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
+use super::Credit;
+use super::block::{Block, REFS_MAX, release};
 use super::credit::CreditCell;
-use super::{Block, Credit, release};
 
 /// A lease of bytes that the kernel wrote into a swap buffer.
 ///
@@ -114,7 +115,10 @@ impl Clone for SwapBuf {
     fn clone(&self) -> Self {
         // SAFETY: this lease keeps the block alive.
         let refs = unsafe { &self.block.as_ref().refs };
-        refs.fetch_add(1, Ordering::Relaxed);
+        if refs.fetch_add(1, Ordering::Relaxed) > REFS_MAX {
+            // Clones that were forgotten, more than memory could hold. As `Arc` does.
+            std::process::abort();
+        }
         let credit = self.credit.inspect(|cell| {
             // SAFETY: this lease's charge keeps the cell alive.
             unsafe { cell.as_ref() }.charge(self.len);

@@ -6,30 +6,34 @@
 //! "used up"; the block is free again when its last lease is gone, too. Free blocks are handed
 //! out last in, first out, so that the working set stays small and warm.
 //!
-//! What reads do when the pool is dry is not decided here but by the watcher.
+//! When all blocks are out, a connection that holds little gets a small *private* block, which is
+//! charged to its account, its [`Credit`]: whatever others hold, it gets on. Who reads into which, and
+//! who waits, is not decided here but by the watcher.
 
+mod block;
 mod credit;
 mod lease;
 
-use std::alloc::{Layout, alloc, dealloc};
 use std::fmt;
-use std::ops::Add;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use credit::Credit;
+use slab::Slab;
+
+use self::block::Block;
+pub use block::Filling;
+pub use credit::{Credit, Threshold, Thresholds};
 pub use lease::SwapBuf;
 
 use crate::wake::Waker;
 
-/// Blocks start on a page, so that small reads never share one with foreign memory.
-const BLOCK_ALIGN: usize = 4096;
-
-/// What the owner's hold counts for in a block's reference count. Leases are not counted when
-/// they are cut (that would be an atomic operation a message) but all at once when the owner lets
-/// go; until then the count moves around this number.
-const OWNER: usize = 1 << (usize::BITS - 2);
+/// The size of a private block in bytes, unless the pool's blocks are smaller.
+const PRIVATE_SIZE: usize = 4096;
+/// Private blocks that a connection may hold: so much it can keep while it reads on.
+const PRIVATE_COUNT: usize = 2;
+/// Free private blocks that are kept for the next.
+const PRIVATE_KEPT: usize = 16;
 
 /// The owner's handle of a watcher's pool.
 pub struct Pool {
@@ -45,15 +49,8 @@ pub struct PoolUse {
     pub blocks_out: usize,
     /// The most blocks that were ever out at once.
     pub blocks_peak: usize,
-    /// Bytes of memory that the pool holds.
+    /// Bytes of memory that the pool holds, private blocks included.
     pub size_bytes: usize,
-}
-
-/// One block being filled by the kernel; the only handle that may write to it.
-pub struct Filling {
-    block: NonNull<Block>,
-    used: usize,
-    size: usize,
 }
 
 struct Shared {
@@ -61,25 +58,23 @@ struct Shared {
     blocks_max: usize,
     state: Mutex<State>,
     waker: Arc<Waker>,
-    /// A paused stream got leases back: its owner should look.
-    credit_back: AtomicBool,
+    /// Connections wait no longer for their own leases: the owner should look.
+    has_returned: AtomicBool,
 }
 
 struct State {
     free: Vec<NonNull<Block>>,
     all: Vec<NonNull<Block>>,
     peak: usize,
-    /// The owner sleeps and would read if it had a block.
-    hungry: bool,
-}
-
-struct Block {
-    refs: AtomicUsize,
-    /// Leases cut since the checkout. Written by the owner alone.
-    issued: AtomicUsize,
-    data: NonNull<u8>,
-    /// Valid while the block is out: a checkout holds a strong count of the `Arc`.
-    shared: *const Shared,
+    /// Private blocks that are out.
+    private: Slab<NonNull<Block>>,
+    private_free: Vec<NonNull<Block>>,
+    /// The slots of connections that wait no longer for their own leases.
+    returned: Vec<u32>,
+    /// The owner waits for a block to come back.
+    wanted: bool,
+    /// The system had no memory for another block. Forgotten when one comes back.
+    out_of_memory: bool,
 }
 
 // SAFETY: the state's pointers are to blocks that live until `Shared` is dropped and whose fields
@@ -87,22 +82,6 @@ struct Block {
 unsafe impl Send for Shared {}
 // SAFETY: as above; shared access goes through the mutex and atomics.
 unsafe impl Sync for Shared {}
-// SAFETY: a `Filling` is the unique handle of its block's unwritten rest; nothing in it is bound
-// to a thread.
-unsafe impl Send for Filling {}
-
-impl Add for PoolUse {
-    type Output = PoolUse;
-
-    fn add(self, other: PoolUse) -> PoolUse {
-        PoolUse {
-            leases: self.leases + other.leases,
-            blocks_out: self.blocks_out + other.blocks_out,
-            blocks_peak: self.blocks_peak + other.blocks_peak,
-            size_bytes: self.size_bytes + other.size_bytes,
-        }
-    }
-}
 
 impl Pool {
     /// A pool of at most `blocks_max` blocks of `block_size` bytes; memory is allocated as needed.
@@ -115,10 +94,14 @@ impl Pool {
                     free: Vec::new(),
                     all: Vec::new(),
                     peak: 0,
-                    hungry: false,
+                    private: Slab::new(),
+                    private_free: Vec::new(),
+                    returned: Vec::new(),
+                    wanted: false,
+                    out_of_memory: false,
                 }),
                 waker,
-                credit_back: AtomicBool::new(false),
+                has_returned: AtomicBool::new(false),
             }),
         }
     }
@@ -128,14 +111,37 @@ impl Pool {
         self.shared.block_size
     }
 
-    /// Takes a block to fill: the one returned most recently, else a new one. `None` when the
-    /// pool is dry, or the system has no memory.
+    /// The size of a private block in bytes.
+    pub fn private_size(&self) -> usize {
+        PRIVATE_SIZE.min(self.shared.block_size)
+    }
+
+    /// The most that all blocks hold, private ones apart.
+    pub fn size_max(&self) -> usize {
+        self.shared
+            .block_size
+            .saturating_mul(self.shared.blocks_max)
+    }
+
+    /// The thresholds of a connection's account, whose streams have a window of so many bytes.
+    pub fn thresholds(&self, stream_window: u64) -> Thresholds {
+        Thresholds {
+            private_bytes: (self.private_size() * (PRIVATE_COUNT - 1)) as u64,
+            window_bytes: stream_window / 2,
+        }
+    }
+
+    /// Takes a block to fill: the one returned most recently, else a new one. `None` when all are
+    /// out, or the system has no memory.
     pub fn checkout(&self) -> Option<Filling> {
         let mut state = self.shared.lock();
         let block = match state.free.pop() {
             Some(block) => block,
-            None if state.all.len() < self.shared.blocks_max => {
-                let block = Block::allocate(self.shared.block_size)?;
+            None if state.may_grow(&self.shared) => {
+                let Some(block) = Block::allocate(self.shared.block_size) else {
+                    state.out_of_memory = true;
+                    return None;
+                };
                 state.all.push(block);
                 // Room in the free list for every block: a return never allocates.
                 let len = state.free.len();
@@ -147,62 +153,78 @@ impl Pool {
         };
         state.peak = state.peak.max(state.all.len() - state.free.len());
         drop(state);
-        let shared = Arc::into_raw(Arc::clone(&self.shared));
-        // SAFETY: a free block has no leases and no `Filling`: nobody else looks at its fields.
-        unsafe {
-            (*block.as_ptr()).shared = shared;
-            block.as_ref().issued.store(0, Ordering::Relaxed);
-            block.as_ref().refs.store(OWNER, Ordering::Relaxed);
-        }
-        Some(Filling {
-            block,
-            used: 0,
-            size: self.shared.block_size,
-        })
+        // SAFETY: a free block has no leases and no `Filling`; nobody else has it now.
+        Some(unsafe { Filling::check_out(block, &self.shared, None) })
+    }
+
+    /// Takes a private block, charged to this account. `None` if the system has no memory.
+    pub fn checkout_private(&self, account: &Credit) -> Option<Filling> {
+        let mut state = self.shared.lock();
+        let free = state.private_free.pop();
+        let Some(block) = free.or_else(|| Block::allocate(self.private_size())) else {
+            state.out_of_memory = true;
+            return None;
+        };
+        let key = state.private.insert(block);
+        drop(state);
+        // SAFETY: a free block has no leases and no `Filling`; nobody else has it now.
+        Some(unsafe { Filling::check_out(block, &self.shared, Some((account, key))) })
     }
 
     /// How many blocks a checkout could still get.
     pub fn blocks_available(&self) -> usize {
         let state = self.shared.lock();
-        state.free.len() + (self.shared.blocks_max - state.all.len())
+        let new = match state.out_of_memory {
+            true => 0,
+            false => self.shared.blocks_max - state.all.len(),
+        };
+        state.free.len() + new
     }
 
-    /// Asks for a wake-up when a block comes back. False if one is there already.
-    pub fn sleep_hungry(&self) -> bool {
-        let mut state = self.shared.lock();
-        let dry = state.free.is_empty() && state.all.len() >= self.shared.blocks_max;
-        state.hungry = dry;
-        dry
+    /// Asks for a wake-up when a block comes back. Look for one once more after this call.
+    pub fn want_block(&self) {
+        self.shared.lock().wanted = true;
     }
 
-    /// Whether a paused stream got bytes back.
-    pub fn has_credit_back(&self) -> bool {
-        self.shared.credit_back.load(Ordering::Relaxed)
+    /// Whether the system had no memory for another block, and none came back since.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.shared.lock().out_of_memory
     }
 
-    /// The same, and forgets it.
-    pub fn take_credit_back(&self) -> bool {
-        self.has_credit_back() && self.shared.credit_back.swap(false, Ordering::Acquire)
+    /// There may be memory again.
+    pub fn try_memory_again(&self) {
+        self.shared.lock().out_of_memory = false;
+    }
+
+    /// Whether there is a slot for [`take_returned`](Pool::take_returned).
+    #[inline]
+    pub fn has_returned(&self) -> bool {
+        self.shared.has_returned.load(Ordering::Relaxed)
+    }
+
+    /// Takes the slots of connections whose wait for their own leases is over. A slot may be another
+    /// connection's by now.
+    pub fn take_returned(&self, into: &mut Vec<u32>) {
+        if self.has_returned() && self.shared.has_returned.swap(false, Ordering::Acquire) {
+            into.append(&mut self.shared.lock().returned);
+        }
     }
 
     /// Counts what is in use now.
     pub fn usage(&self) -> PoolUse {
         let state = self.shared.lock();
-        let leases = state.all.iter().map(|block| {
-            // SAFETY: blocks live as long as `shared`; both fields are atomics.
-            let block = unsafe { block.as_ref() };
-            let refs = block.refs.load(Ordering::Relaxed);
-            if refs > OWNER / 2 {
-                (refs + block.issued.load(Ordering::Relaxed)).saturating_sub(OWNER)
-            } else {
-                refs
-            }
+        let private = state.private.iter().map(|(_, block)| block);
+        let leases = state.all.iter().chain(private).map(|block| {
+            // SAFETY: blocks live as long as `shared`; only atomics are looked at.
+            unsafe { block.as_ref() }.lease_count()
         });
+        let private_count = state.private.len() + state.private_free.len();
         PoolUse {
             leases: leases.sum(),
             blocks_out: state.all.len() - state.free.len(),
             blocks_peak: state.peak,
-            size_bytes: state.all.len() * self.shared.block_size,
+            size_bytes: state.all.len() * self.shared.block_size
+                + private_count * self.private_size(),
         }
     }
 }
@@ -213,97 +235,9 @@ impl fmt::Debug for Pool {
     }
 }
 
-impl Filling {
-    /// Where the kernel may write next, and how much. The memory is not initialised.
-    #[inline]
-    pub fn tail(&mut self) -> (*mut u8, usize) {
-        // SAFETY: `used <= size`, the size of the allocation behind `data`.
-        let at = unsafe { self.block.as_ref().data.as_ptr().add(self.used) };
-        (at, self.size - self.used)
-    }
-
-    /// The size of the whole block in bytes.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// Bytes that are not used yet.
-    #[inline]
-    pub fn left(&self) -> usize {
-        self.size - self.used
-    }
-
-    /// Cuts a lease of the next `len` bytes, charged to `credit` if there is one.
-    ///
-    /// # Safety
-    /// The first `len` bytes of [`tail`](Filling::tail) were written, and nobody will write to
-    /// them again while the lease lives.
-    #[inline]
-    pub unsafe fn lease(&mut self, len: usize, credit: Option<&Credit>) -> SwapBuf {
-        debug_assert!(len <= self.left());
-        let at = self.used;
-        self.used += len;
-        // SAFETY: the block lives while it is out, and `self` says that it is. Only the owner
-        // writes `issued`.
-        let issued = unsafe { &self.block.as_ref().issued };
-        issued.store(issued.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // SAFETY: the caller vouches for the bytes; the lease was counted just now.
-        unsafe { SwapBuf::cut(self.block, at, len, credit) }
-    }
-}
-
-impl Drop for Filling {
-    fn drop(&mut self) {
-        // SAFETY: the block is out until the count is zero, and `OWNER` still stands in it.
-        let block = unsafe { self.block.as_ref() };
-        let surplus = OWNER - block.issued.load(Ordering::Relaxed);
-        // SAFETY: `surplus` is the owner's hold less the leases it cut.
-        unsafe { release(self.block, surplus) };
-    }
-}
-
-impl fmt::Debug for Filling {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Filling({} of {} bytes used)", self.used, self.size)
-    }
-}
-
-/// Gives up `count` references of a block and returns it to its pool if they were the last.
-///
-/// # Safety
-/// The caller owns these references and does not touch the block afterwards.
-#[inline]
-unsafe fn release(block: NonNull<Block>, count: usize) {
-    // SAFETY: the caller's references keep the block out, hence alive.
-    let header = unsafe { block.as_ref() };
-    if header.refs.fetch_sub(count, Ordering::Release) == count {
-        // SAFETY: these were the last.
-        unsafe { give_back(block) };
-    }
-}
-
-/// Returns a block to its pool.
-///
-/// # Safety
-/// Its last reference was just given up, by the caller.
-#[cold]
-unsafe fn give_back(block: NonNull<Block>) {
-    // SAFETY: the block stays where it is while it is out, and it is out until this is done.
-    let header = unsafe { block.as_ref() };
-    // What other threads read through their leases happened before the block is written again.
-    fence(Ordering::Acquire);
-    // SAFETY: the checkout made this pointer of an `Arc`; the last reference gives it back.
-    let shared = unsafe { Arc::from_raw(header.shared) };
-    if !shared.waker.process().is_current() {
-        // In a forked child the lock may be held for ever. The block goes with its pool.
-        return;
-    }
-    let mut state = shared.lock();
-    state.free.push(block);
-    let wake = std::mem::take(&mut state.hungry);
-    drop(state);
-    if wake {
-        shared.waker.wake();
+impl State {
+    fn may_grow(&self, shared: &Shared) -> bool {
+        self.all.len() < shared.blocks_max && !self.out_of_memory
     }
 }
 
@@ -311,40 +245,63 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether this is the process that built the pool. In a forked child the lock may be held for ever.
+    fn is_ours(&self) -> bool {
+        self.waker.process().is_current()
+    }
+
+    /// A block is free again.
+    fn take_back(&self, block: NonNull<Block>) {
+        let mut state = self.lock();
+        state.free.push(block);
+        self.note_memory(state);
+    }
+
+    /// A private block is free again.
+    fn take_back_private(&self, block: NonNull<Block>, key: usize) {
+        let mut state = self.lock();
+        let known = state.private.try_remove(key);
+        debug_assert_eq!(known, Some(block));
+        if state.private_free.len() < PRIVATE_KEPT {
+            state.private_free.push(block);
+            return self.note_memory(state);
+        }
+        self.note_memory(state);
+        // SAFETY: its last lease is gone, and the pool no longer knows of it.
+        unsafe { Block::free(block) };
+    }
+
+    /// Memory came back: whoever waits for it may look.
+    fn note_memory(&self, mut state: MutexGuard<'_, State>) {
+        state.out_of_memory = false;
+        let wake = std::mem::take(&mut state.wanted);
+        drop(state);
+        if wake {
+            self.waker.wake();
+        }
+    }
+
+    /// The connection in this slot waits no longer for its own leases.
+    fn note_returned(&self, slot: u32) {
+        if !self.is_ours() {
+            return;
+        }
+        self.lock().returned.push(slot);
+        self.has_returned.store(true, Ordering::Release);
+        self.waker.wake();
+    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let layout = block_layout(self.block_size);
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for block in state.all.drain(..) {
+        // There are private ones that did not come back only in a forked child.
+        let private = state.private.drain().chain(state.private_free.drain(..));
+        for block in state.all.drain(..).chain(private) {
             // SAFETY: every block that is out holds this `Shared` alive, so all are free now:
-            // no lease and no `Filling` points here. Allocated as `Block::allocate` did.
-            unsafe {
-                let block = Box::from_raw(block.as_ptr());
-                if let Some(layout) = layout {
-                    dealloc(block.data.as_ptr(), layout);
-                }
-            }
+            // no lease and no `Filling` points here.
+            unsafe { Block::free(block) };
         }
     }
-}
-
-impl Block {
-    fn allocate(size: usize) -> Option<NonNull<Block>> {
-        let layout = block_layout(size)?;
-        // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc(layout) })?;
-        let block = Box::new(Block {
-            refs: AtomicUsize::new(0),
-            issued: AtomicUsize::new(0),
-            data,
-            shared: std::ptr::null(),
-        });
-        Some(NonNull::from(Box::leak(block)))
-    }
-}
-
-fn block_layout(size: usize) -> Option<Layout> {
-    Layout::from_size_align(size.max(1), BLOCK_ALIGN).ok()
 }

@@ -13,6 +13,7 @@ use io_uring::types::BufRingEntry;
 use io_uring::{Submitter, cqueue};
 
 use super::BUFFER_GROUP;
+use crate::SwapRoom;
 use crate::swap::{Credit, Filling, Pool, SwapBuf};
 
 /// `IOU_PBUF_RING_INC` of io_uring_register_buf_ring(3), since Linux 6.12.
@@ -29,6 +30,8 @@ pub(super) struct BufferRing {
     /// By buffer id: the blocks that the kernel may write to.
     lent: Vec<Option<Filling>>,
     idle_ids: Vec<u16>,
+    /// Bytes that are left in the lent blocks.
+    room_bytes: usize,
     leaked: bool,
 }
 
@@ -36,12 +39,13 @@ pub(super) struct BufferRing {
 unsafe impl Send for BufferRing {}
 
 impl BufferRing {
-    /// Registers a ring for `len` buffers, a power of two up to 32,768.
+    /// Registers a ring for so many buffers, up to 32,768.
     pub(super) fn register(
         submitter: &Submitter<'_>,
-        len: u16,
+        buffers: u16,
         incremental: bool,
     ) -> io::Result<Self> {
+        let len = buffers.next_power_of_two();
         let size = usize::from(len) * size_of::<BufRingEntry>();
         let layout = Layout::from_size_align(size, PAGE).map_err(io::Error::other)?;
         // SAFETY: the size is not zero.
@@ -53,8 +57,9 @@ impl BufferRing {
             mask: len - 1,
             tail: 0,
             incremental,
-            lent: (0..len).map(|_| None).collect(),
-            idle_ids: (0..len).rev().collect(),
+            lent: (0..buffers).map(|_| None).collect(),
+            idle_ids: (0..buffers).rev().collect(),
+            room_bytes: 0,
             leaked: false,
         };
         let flags = if incremental { INCREMENTAL } else { 0 };
@@ -77,6 +82,7 @@ impl BufferRing {
                 break;
             };
             self.idle_ids.pop();
+            self.room_bytes += filling.left();
             self.lent[usize::from(id)] = Some(filling);
             self.push(id);
         }
@@ -103,6 +109,7 @@ impl BufferRing {
         // SAFETY: the kernel wrote `len` bytes at the tail: completions of one buffer come in the
         // order in which its bytes were used. It writes them once.
         let lease = unsafe { filling.lease(len, credit) };
+        self.room_bytes -= len;
         if self.incremental {
             if !cqueue::buffer_more(flags) {
                 self.retire(id);
@@ -116,9 +123,22 @@ impl BufferRing {
         Some(lease)
     }
 
-    /// Bytes that the kernel can still receive into.
-    pub(super) fn room_bytes(&self) -> usize {
-        self.lent.iter().flatten().map(Filling::left).sum()
+    /// Whether the kernel has no buffer to receive into.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.room_bytes == 0
+    }
+
+    /// What the kernel can receive with the buffers that it has, and so many more blocks.
+    pub(super) fn room(&self, available: usize, block_size: usize) -> SwapRoom {
+        let bytes = self.room_bytes + available * block_size;
+        if self.incremental {
+            return SwapRoom::packed(bytes);
+        }
+        // A buffer serves one receive. What that leaves of it goes back in the next turn.
+        let idle = self.idle_ids.len();
+        let reads = self.lent.len() - idle + available.min(idle);
+        SwapRoom { bytes, reads }
     }
 
     /// Leaves the lent blocks and the ring itself to the kernel.
@@ -129,7 +149,8 @@ impl BufferRing {
 
     #[cold]
     fn retire(&mut self, id: u16) {
-        self.lent[usize::from(id)] = None;
+        let used_up = self.lent[usize::from(id)].take();
+        self.room_bytes -= used_up.as_ref().map_or(0, Filling::left);
         self.idle_ids.push(id);
     }
 

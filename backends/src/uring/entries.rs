@@ -24,7 +24,7 @@ impl Uring {
         request: Request,
     ) -> Result<(squeue::Entry, Op), Errno> {
         Ok(match request {
-            Request::ReadSwap => (receive(fd, false), Op::RecvSwap),
+            Request::ReadSwap => (receive(fd, self.buffers.is_empty()), Op::RecvSwap),
             Request::Write => (send(fd, self.loads.unwritten(at)), Op::Transfer),
             Request::WriteMany => {
                 let batch = self.loads.batch(at).ok_or(Errno(libc::EINVAL))?;
@@ -41,14 +41,13 @@ impl Uring {
                     Op::Transfer,
                 )
             }
-            Request::ReadStream => {
-                let entry = if self.features.multishot {
-                    opcode::RecvMulti::new(fd, BUFFER_GROUP).build()
-                } else {
-                    // The watcher starts it again, as after any success.
-                    receive(fd, false)
-                };
+            Request::ReadStream if self.features.multishot && !self.buffers.is_empty() => {
+                let entry = opcode::RecvMulti::new(fd, BUFFER_GROUP).build();
                 (entry, Op::RecvStream)
+            }
+            // The watcher starts it again, as after any success.
+            Request::ReadStream | Request::ReadStep => {
+                (receive(fd, self.buffers.is_empty()), Op::RecvStream)
             }
             Request::AcceptStream if self.features.multishot => {
                 let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC);
@@ -64,6 +63,8 @@ impl Uring {
                 let entry = opcode::Connect::new(fd, to.as_ptr().cast(), to.len());
                 (entry.build(), Op::Connect)
             }
+            // They have a way of their own.
+            Request::ReadPrivate => return Err(Errno(libc::EINVAL)),
             Request::Ready(interest) => (poll_entry(fd, interest), Op::Ready),
         })
     }

@@ -39,6 +39,7 @@ pub(super) enum Op {
     Idle,
     RecvSwap,
     RecvStream,
+    RecvPrivate,
     /// A transfer between the socket and the load.
     Transfer,
     Accept,
@@ -47,7 +48,18 @@ pub(super) enum Op {
     /// Waiting until a descriptor that is not a socket is ready; then this is what to do.
     PolledSwap,
     PolledStream,
+    PolledPrivate,
     PolledTransfer,
+}
+
+impl Op {
+    /// Whether the ring only says when it can be done.
+    pub(super) fn is_polled(self) -> bool {
+        matches!(
+            self,
+            Op::PolledSwap | Op::PolledStream | Op::PolledPrivate | Op::PolledTransfer
+        )
+    }
 }
 
 const NO_SOCKET: Socket = Socket {

@@ -3,8 +3,8 @@
 //! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
 //! `setup` gets the ring, with the `features` of the kernel and, if asked for, under
 //! `restrictions`; `entries` tells it what to do, `buffer_ring` lends it swap buffers,
-//! `in_flight` remembers what runs, `polled` does reads and writes for descriptors that are not
-//! sockets, `reap` says what a completion means, `nesting` makes the ring something to poll, `teardown`
+//! `in_flight` remembers what runs, `private` reads when all swap buffers are out, `polled` does reads
+//! and writes for descriptors that are not sockets, `reap` says what a completion means, `nesting` makes the ring something to poll, `teardown`
 //! ends it all without the kernel writing into freed memory. This file submits and waits.
 
 mod buffer_ring;
@@ -13,6 +13,7 @@ mod features;
 mod in_flight;
 mod nesting;
 mod polled;
+mod private;
 mod reap;
 mod restrictions;
 mod setup;
@@ -34,6 +35,7 @@ use self::features::Features;
 use self::in_flight::{InFlight, Op};
 use self::nesting::Nest;
 use self::polled::Polled;
+use self::private::PrivateReads;
 use crate::error::Errno;
 use crate::error::Refusal;
 use crate::nest::NestTimer;
@@ -41,13 +43,14 @@ use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Buffer, Completion, Counts, LoadTable, Loads, Options, Payload, Place, PoolUse,
-    Request, Sink, SocketKind, Until,
+    Backend, Buffer, Completion, Counts, LoadTable, Loads, Options, Payload, Place, Request, Sink,
+    SocketKind, SwapRoom, Until,
 };
 
 /// The one group of provided buffers.
 const BUFFER_GROUP: u16 = 0;
-/// The most blocks lent to the kernel at a time: few, so that they stay warm; measured.
+/// The most blocks lent to the kernel at a time: few, so that they stay warm, and so that a stream
+/// takes little more than its window; measured.
 const LENT_MAX: usize = 16;
 /// Places in the submission queue that are kept for the backend's own entries.
 const OWN_ENTRIES: usize = 2;
@@ -68,6 +71,7 @@ pub struct Uring {
     completion: ManuallyDrop<CompletionQueue<'static>>,
     buffers: ManuallyDrop<BufferRing>,
     pool: Pool,
+    private: ManuallyDrop<PrivateReads>,
     polled: Polled,
     in_flight: InFlight,
     loads: ManuallyDrop<LoadTable>,
@@ -109,7 +113,8 @@ impl Uring {
         let features = setup::prove()?;
         let ring = setup::build(features, options.queue_depth as u32)?;
         let exit = teardown::ExitPipe::register(&ring).map_err(failed("io_uring_register"))?;
-        let lent = options.swap_buffers.min(LENT_MAX).next_power_of_two() as u16;
+        // Some are left to descriptors that are not sockets.
+        let lent = (options.swap_buffers * 3 / 4).clamp(1, LENT_MAX) as u16;
         let buffers = BufferRing::register(&ring.submitter(), lent, features.incremental)
             .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
         if options.restricted {
@@ -127,7 +132,8 @@ impl Uring {
             completion: ManuallyDrop::new(completion),
             buffers: ManuallyDrop::new(buffers),
             pool,
-            polled: Polled::new(options.pool(&waker)),
+            private: ManuallyDrop::default(),
+            polled: Polled::default(),
             in_flight: InFlight::default(),
             loads: ManuallyDrop::default(),
             immediate: VecDeque::new(),
@@ -207,7 +213,9 @@ impl Uring {
         if socket.is_other {
             return self.start_polled(at, Request::ReadSwap);
         }
-        let entry = entries::receive(Fd(socket.fd), socket.is_bulky);
+        // Without a buffer, the kernel would not wait for data.
+        let poll_first = socket.is_bulky || self.buffers.is_empty();
+        let entry = entries::receive(Fd(socket.fd), poll_first);
         if socket.begin(at.lane(), Op::RecvSwap) {
             // SAFETY: it names no memory but lent buffers.
             unsafe { self.push(entry.user_data(u64::from(at.number()))) };
@@ -238,6 +246,9 @@ impl Uring {
         };
         if socket.is_other && !matches!(request, Request::Ready(_)) {
             return self.start_polled(at, request);
+        }
+        if request == Request::ReadPrivate {
+            return self.start_private(at, Fd(socket.fd));
         }
         match self.entry(at, Fd(socket.fd), request) {
             // SAFETY: buffer, address and account lie in the load.
@@ -398,9 +409,6 @@ impl Backend for Uring {
             return;
         }
         self.cancelling += 1;
-        if self.forget_dry(at) {
-            return;
-        }
         let entry = opcode::AsyncCancel::new(u64::from(at.number()))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
@@ -484,12 +492,9 @@ impl Backend for Uring {
         &self.pool
     }
 
-    fn pool_use(&self) -> PoolUse {
-        self.pool.usage() + self.polled.pool_use()
-    }
-
-    fn swap_room_bytes(&mut self) -> usize {
-        self.buffers.room_bytes() + self.pool.blocks_available() * self.pool.block_size()
+    fn swap_room(&mut self) -> SwapRoom {
+        let available = self.pool.blocks_available();
+        self.buffers.room(available, self.pool.block_size())
     }
 
     fn counts(&self) -> &Counts {
@@ -502,7 +507,6 @@ impl Uring {
     fn round(&mut self, until: Until) -> Result<(), Errno> {
         self.arm_wake();
         self.buffers.refill(&self.pool);
-        self.retry_polled();
         self.push_deferred();
         let until = if self.deferred.is_empty() {
             until

@@ -8,62 +8,24 @@ use super::Uring;
 use super::entries::poll_entry;
 use super::in_flight::Op;
 use crate::error::Errno;
-use crate::swap::{Filling, Pool, PoolUse};
+use crate::swap::Filling;
 use crate::sys;
 use crate::{Completion, Interest, Lane, Payload, Place, Request};
 
-/// Their swap buffers: a pool of their own, because the other one's blocks are lent to the ring.
-#[derive(Debug)]
+/// The block that their swap reads fill. Of the pool that sockets use, too; but those read into
+/// what was lent to the ring.
+#[derive(Debug, Default)]
 pub(super) struct Polled {
-    pool: Pool,
     filling: Option<Filling>,
-    /// Reads that found the pool dry; they are ready, so nothing else would wake them.
-    dry: Vec<Place>,
-}
-
-impl Polled {
-    pub(super) fn new(pool: Pool) -> Self {
-        Polled {
-            pool,
-            filling: None,
-            dry: Vec::new(),
-        }
-    }
-
-    pub(super) fn pool_use(&self) -> PoolUse {
-        self.pool.usage()
-    }
 }
 
 impl Uring {
-    /// Lets reads that waited for a buffer try again once there is one; else asks to be woken.
-    pub(super) fn retry_polled(&mut self) {
-        if self.polled.dry.is_empty() || self.polled.pool.sleep_hungry() {
-            return;
-        }
-        for at in std::mem::take(&mut self.polled.dry) {
-            self.poll_again(at);
-        }
-    }
-
-    /// Ends a read that waits for a buffer, of which the kernel knows nothing. False if it does
-    /// not wait.
-    pub(super) fn forget_dry(&mut self, at: Place) -> bool {
-        let Some(place) = self.polled.dry.iter().position(|&dry| dry == at) else {
-            return false;
-        };
-        self.polled.dry.swap_remove(place);
-        self.end(at);
-        let cancelled = Err(Errno(libc::ECANCELED));
-        self.immediate.push_back(Completion::last(at, cancelled));
-        true
-    }
-
     #[cold]
     pub(super) fn start_polled(&mut self, at: Place, request: Request) {
         let op = match request {
             Request::ReadSwap => Op::PolledSwap,
-            Request::ReadStream => Op::PolledStream,
+            Request::ReadStream | Request::ReadStep => Op::PolledStream,
+            Request::ReadPrivate => Op::PolledPrivate,
             Request::Read | Request::Write | Request::WriteMany => Op::PolledTransfer,
             Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect => {
                 let refused = Err(Errno(libc::ENOTSOCK));
@@ -88,14 +50,12 @@ impl Uring {
         let socket = *self.in_flight.get(at.slot())?;
         let cancelled = socket.is_cancelled(at.lane());
         let result = match polled.and_then(|_| self.transfer(at, op, socket.fd)) {
-            Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled => {
+            // A private read does not wait.
+            Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled && op != Op::PolledPrivate => {
                 self.poll_again(at);
                 return None;
             }
-            Err(Errno(libc::ENOBUFS)) if !cancelled => {
-                self.polled.dry.push(at);
-                return None;
-            }
+            Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled => Err(Errno(libc::EAGAIN)),
             Err(Errno(libc::EAGAIN | libc::EINTR)) => Err(Errno(libc::ECANCELED)),
             // One call transfers less than 2 GiB.
             Ok(len) => Ok(len as u32),
@@ -133,16 +93,20 @@ impl Uring {
                     None => sys::write(fd, self.loads.unwritten(at)),
                 }
             }
-            _ => self.read_swap(at, fd),
+            (Op::PolledPrivate, _) => {
+                self.counts.reads += 1;
+                self.read_private(at, fd)
+            }
+            _ => self.read_swap(at, op, fd),
         }
     }
 
-    fn read_swap(&mut self, at: Place, fd: i32) -> Result<usize, Errno> {
+    fn read_swap(&mut self, at: Place, op: Op, fd: i32) -> Result<usize, Errno> {
         self.counts.reads += 1;
         let polled = &mut self.polled;
         if polled.filling.as_ref().is_none_or(is_nearly_full) {
             polled.filling = None;
-            polled.filling = polled.pool.checkout();
+            polled.filling = self.pool.checkout();
         }
         let filling = polled.filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
         let (tail, room) = filling.tail();
@@ -151,8 +115,10 @@ impl Uring {
         if len == 0 {
             return Ok(0);
         }
+        let charged = self.loads.credit(at.slot());
+        let charged = charged.filter(|_| op == Op::PolledStream);
         // SAFETY: `read(2)` wrote these bytes, and later reads go behind them.
-        let lease = unsafe { filling.lease(len, self.loads.credit(at)) };
+        let lease = unsafe { filling.lease(len, charged) };
         self.brought = Payload::Lease(lease);
         Ok(len)
     }

@@ -92,7 +92,7 @@ impl Uring {
             0 => self.nothing(at, op, flags),
             errno => Err(Errno(-errno)),
         };
-        if let Op::PolledSwap | Op::PolledStream | Op::PolledTransfer = op {
+        if op.is_polled() {
             return self.ready_polled(at, op, result);
         }
         let more = cqueue::more(flags);
@@ -101,12 +101,17 @@ impl Uring {
         }
         let result = match (op, result) {
             (Op::Idle, _) => return None,
+            (Op::RecvPrivate, _) => {
+                self.brought = self.end_private(at, result);
+                result
+            }
             (Op::Transfer, _) | (_, Err(_)) => result,
             (Op::RecvSwap | Op::RecvStream, Ok(len)) => {
                 if let (Op::RecvSwap, Some(socket)) = (op, self.in_flight.get_mut(at.slot())) {
                     socket.learn(len);
                 }
-                let lease = self.received(Some(at), len, flags);
+                let stream = (op == Op::RecvStream).then_some(at);
+                let lease = self.received(stream, len, flags);
                 self.brought = lease.map_or(Payload::None, Payload::Lease);
                 result
             }
@@ -127,7 +132,10 @@ impl Uring {
     /// bytes that it sent: then nobody has told it. So the end itself is looked at.
     #[cold]
     fn nothing(&self, at: Place, op: Op, flags: u32) -> Result<u32, Errno> {
-        let receives = matches!(op, Op::RecvSwap | Op::RecvStream | Op::Transfer);
+        let receives = matches!(
+            op,
+            Op::RecvSwap | Op::RecvStream | Op::RecvPrivate | Op::Transfer
+        );
         let socket = self.in_flight.socket(at.slot());
         // Of a connection that the other side has closed, the kernel says that there is more to be
         // received: its end. One that is closed without that was reset.
@@ -143,7 +151,7 @@ impl Uring {
     #[inline(always)]
     fn received(&mut self, stream: Option<Place>, len: u32, flags: u32) -> Option<SwapBuf> {
         let id = cqueue::buffer_select(flags)?;
-        let credit = stream.and_then(|at| self.loads.credit(at));
+        let credit = stream.and_then(|at| self.loads.credit(at.slot()));
         self.buffers.take(id, len as usize, flags, credit)
     }
 

@@ -17,6 +17,7 @@ use io_uring::types::Timespec;
 
 use super::Uring;
 use super::buffer_ring::BufferRing;
+use super::private::PrivateReads;
 use crate::error::Errno;
 use crate::{Backend, LoadTable, Until, sys};
 
@@ -55,6 +56,7 @@ impl ExitPipe {
 struct KernelMemory {
     _loads: LoadTable,
     _buffers: BufferRing,
+    _private: PrivateReads,
     _wake_count: Box<u64>,
 }
 
@@ -146,16 +148,18 @@ impl Drop for Uring {
         // Before the wait: peers see their end as soon as the kernel has let go of the sockets, too.
         drop(std::mem::take(&mut self.in_flight));
         // SAFETY: taken once, here, and not used afterwards.
-        let (exit, loads, buffers) = unsafe {
+        let (exit, loads, buffers, private) = unsafe {
             (
                 ManuallyDrop::take(&mut self.exit),
                 ManuallyDrop::take(&mut self.loads),
                 ManuallyDrop::take(&mut self.buffers),
+                ManuallyDrop::take(&mut self.private),
             )
         };
         let memory = KernelMemory {
             _loads: loads,
             _buffers: buffers,
+            _private: private,
             _wake_count: std::mem::take(&mut self.wake_count),
         };
         if !drained && !exit.hangs_up(until) {
