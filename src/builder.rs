@@ -67,14 +67,21 @@ impl<C> Builder<C> {
     }
 
     /// The most swap buffers there may be, 1 to 1,048,576. Default: 256. They are allocated as
-    /// needed; when all are leased, swap reads wait.
+    /// needed.
+    ///
+    /// When all are out, a connection that holds little goes on in small buffers of its own, two of at
+    /// most 4 KiB. So swap reads take at most `swap_buffers` times
+    /// [`swap_buffer_size`](Builder::swap_buffer_size), and 8 KiB for each connection whose leases the
+    /// program keeps. A connection that holds more than that waits until some of it comes back.
     pub fn swap_buffers(mut self, count: usize) -> Self {
         self.options.swap_buffers = count;
         self
     }
 
     /// Leased bytes that one `read_stream` may have outstanding before it pauses, at least 1.
-    /// Default: 512 KiB. What the kernel has received by then is still handed out.
+    /// Default: 512 KiB. What the kernel has received by then is still handed out. While less than a
+    /// quarter of the swap buffers is left, a stream pauses from 16 KiB on, so that a few streams whose
+    /// leases are kept do not take what all others need.
     pub fn stream_window(mut self, bytes: usize) -> Self {
         self.stream_window = bytes;
         self

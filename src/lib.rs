@@ -82,7 +82,8 @@
 //! - A write ends when every byte is with the kernel. A read gives at least one byte, or the end.
 //! - A read without a buffer of its own (`None`) gives a lease of a swap buffer: an idle
 //!   connection holds no memory, and the bytes can be kept or written elsewhere without a copy.
-//!   Leases that are kept are back-pressure: when all buffers are out, such reads wait.
+//!   Leases that are kept are back-pressure on their own connection alone: when all buffers are out,
+//!   one that holds little goes on in small buffers of its own, one that holds more waits.
 //! - No call blocks but `wait_io`.
 //!
 //! # Fork

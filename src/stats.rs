@@ -32,7 +32,7 @@ pub struct Stats {
     pub cancelled: u64,
     /// Requests that ended with `Deadline`.
     pub deadlines: u64,
-    /// Times a read had to wait because the swap pool was dry.
+    /// Reads that met a swap pool that was used up, each counted once.
     pub swap_starved: u64,
     /// Open connections and listeners.
     pub connections: usize,
@@ -40,10 +40,10 @@ pub struct Stats {
     pub pending: usize,
     /// Leases of swap buffers that are alive, clones included.
     pub leases: usize,
-    /// Swap buffers that are in use.
+    /// Swap buffers that are in use, private ones apart.
     pub swap_buffers_out: usize,
     /// The most swap buffers that were ever in use at once.
     pub swap_buffers_peak: usize,
-    /// Memory held by the swap pool.
+    /// Memory held by the swap pool, in bytes, with what connections hold privately.
     pub swap_bytes: usize,
 }
