@@ -14,7 +14,8 @@ use super::credit::CreditCell;
 /// The bytes never change while the lease lives. It can be kept, sliced, cloned (a count goes up,
 /// nothing is allocated or copied), sent to other threads, written to another connection, and
 /// it may outlive its watcher. When the last lease of a buffer is dropped, the buffer takes new
-/// reads; a program that keeps all of them makes further swap reads wait.
+/// reads: a lease of a few bytes that is kept for long keeps a whole buffer, so copy those out. What
+/// happens when all buffers are kept is said at `Builder::swap_buffers`.
 ///
 /// ```
 /// # fn kept(lease: gaio::SwapBuf) {
