@@ -1,6 +1,7 @@
 //! `Watcher`: what a user calls. Sockets in, requests in (`watcher/requests.rs`), results out (what
 //! `wait_io` does is in `watcher/turn.rs`).
 
+mod home;
 mod requests;
 mod turn;
 
@@ -13,10 +14,11 @@ use std::time::Duration;
 
 use gaio_backends::select::BackendInfo;
 use gaio_backends::{
-    Address, Doing, Error, ErrorKind, PoolUse, Process, Result, Selected, SocketKind, Until,
-    classify, peer_addr, pin_thread,
+    Address, Doing, Error, ErrorKind, PoolUse, Result, Selected, SocketKind, Until, classify,
+    peer_addr, pin_thread,
 };
 
+use self::home::Home;
 use crate::builder::Builder;
 use crate::conn::{Conn, ConnIds};
 use crate::engine::Engine;
@@ -72,11 +74,9 @@ pub struct Watcher<C = ()> {
     info: BackendInfo,
     /// How long to look for results before sleeping.
     spin: Duration,
-    /// The thread of the first `wait_io`; 0 before.
-    owner: u64,
-    process: Process,
-    /// Somebody waits on our descriptor.
-    nested: Cell<bool>,
+    home: Home,
+    /// Somebody has our descriptor.
+    nested: bool,
     not_sync: PhantomData<Cell<()>>,
 }
 
@@ -111,9 +111,8 @@ impl<C> Watcher<C> {
             messages: Vec::new(),
             info,
             spin,
-            owner: 0,
-            process,
-            nested: Cell::new(false),
+            home: Home::new(process),
+            nested: false,
             not_sync: PhantomData,
         }
     }
@@ -166,8 +165,9 @@ impl<C> Watcher<C> {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<Conn, Rejected<OwnedFd>> {
-        let closed = || self.engine.closed.then_some(ErrorKind::WatcherClosed);
-        if let Some(kind) = self.refusal().or_else(closed) {
+        let refusal = self.admit();
+        let closed = self.engine.closed.then_some(ErrorKind::WatcherClosed);
+        if let Some(kind) = refusal.or(closed) {
             return Err(Rejected::new(Error::new(doing, kind), socket));
         }
         self.engine
@@ -177,7 +177,7 @@ impl<C> Watcher<C> {
 
     /// Whether the handle is good: of this watcher, and not freed.
     pub fn contains(&self, conn: Conn) -> bool {
-        self.engine.is_open(conn) && !self.is_forked()
+        self.engine.is_open(conn) && !self.home.is_forked()
     }
 
     /// The socket, to look at or to set options on (`socket2::SockRef`). Reading from it, writing
@@ -186,7 +186,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`, `Forked`.
     pub fn socket(&self, conn: Conn) -> Result<BorrowedFd<'_>> {
-        if self.is_forked() {
+        if self.home.is_forked() {
             return Err(Error::new(Doing::Inspect, ErrorKind::Forked));
         }
         let open = self.engine.is_open(conn);
@@ -253,12 +253,40 @@ impl<C> Watcher<C> {
         pin_thread(cpu)
     }
 
+    /// A descriptor to nest the watcher in another event loop: readable when
+    /// [`wait_io_timeout`](Watcher::wait_io_timeout) with a timeout of zero has something to do. That is
+    /// so when there is a result, when a deadline passed, when a [`Remote`] or a lease that came back has
+    /// something for the watcher, and when a request was submitted since the last turn.
+    ///
+    /// So poll it on the watcher's own thread, and make a turn of no time whenever it is readable. A turn
+    /// may give no result; there may be more than one turn takes, and then the descriptor is readable
+    /// again. It works with edge-triggered loops, too.
+    ///
+    /// It is a duplicate: register it once, and close it when you like. When the watcher is gone it says
+    /// nothing any more. From the first call on, a turn makes some more system calls.
+    ///
+    /// # Errors
+    /// `Os` if the system refuses a descriptor: then nothing has changed, and a later call may succeed;
+    /// `WrongThread`; `Forked`.
+    pub fn poll_fd(&mut self) -> Result<OwnedFd> {
+        self.check_here(Doing::Nest)?;
+        let refused = |errno| Error::os(Doing::Nest, errno);
+        let descriptor = self.backend.readiness().map_err(refused)?;
+        self.nested = true;
+        if self.home.is_bound() {
+            // A ring that slept before still reads the waker's event: it stops that by the way.
+            self.settle().map_err(refused)?;
+        }
+        self.lie_down();
+        Ok(descriptor)
+    }
+
     /// What this watcher has done so far.
     pub fn stats(&self) -> Stats {
         let calls = self.backend.counts();
         let (wakeups, wakeups_elided) = self.inbox.waker.counts();
         // In a forked child its lock may be held for ever.
-        let pool = match self.is_forked() {
+        let pool = match self.home.is_forked() {
             true => PoolUse::default(),
             false => self.backend.pool().usage(),
         };
@@ -291,31 +319,16 @@ impl<C> Watcher<C> {
     /// `wait_io` hands out what is left, then fails with `WatcherClosed`. Closing again does
     /// nothing.
     pub fn close(&mut self) {
-        if !self.is_forked() {
+        if !self.home.is_forked() {
             self.inbox.close();
             self.absorb();
         }
     }
 }
 
-impl<C> AsFd for Watcher<C> {
-    /// A descriptor that is readable when there is a result: to nest the watcher in another event
-    /// loop. Call `wait_io_timeout` with a timeout of zero until it gives no result, then poll.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.nested.set(true);
-        let descriptor = self.backend.readiness();
-        self.backend.arm(self.engine.next_time());
-        self.inbox.waker.sleep();
-        if self.was_woken() {
-            self.inbox.waker.wake();
-        }
-        descriptor
-    }
-}
-
 impl<C> Drop for Watcher<C> {
     fn drop(&mut self) {
-        if self.is_forked() {
+        if self.home.is_forked() {
             // Only copies go; what is in the inbox goes with it.
             return;
         }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use common::process::{Forked, descriptors, in_child, in_fork};
 use common::refusal::{refuses, refuses_new};
 use common::{
-    MUCH, PATIENCE, assert_closed, assert_works, backends, builder, close_and_collect, collect,
-    connect_to, connected, listener, next, pair, quiet, watcher,
+    GLANCE, MUCH, PATIENCE, assert_closed, assert_works, backends, builder, close_and_collect,
+    collect, connect_to, connected, listener, next, pair, quiet, readable, watcher,
 };
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, OpId, Remote, Results, Watcher};
 use socket2::SockRef;
@@ -116,6 +116,7 @@ backends! {
             watcher.read("leased", conn, None).unwrap();
             let mut results = collect(&mut watcher, 2);
             watcher.read("starved", conn, None).unwrap();
+            let fd = watcher.poll_fd().unwrap();
             quiet(&mut watcher);
             let lease = results.pop().unwrap();
             let copy = &raw const lease;
@@ -125,6 +126,8 @@ backends! {
                 assert_eq!(res.data().to_vec(), [1; 512]);
                 drop(res);
             });
+            // Nobody was woken by what came back in the child.
+            assert!(!readable(&fd, GLANCE));
             peer.write_all(b"data").unwrap();
             drop(lease);
             let res = next(&mut watcher);
@@ -316,6 +319,7 @@ impl Busy {
         let waited = watcher.wait_io_timeout(&mut results, PATIENCE);
         assert_eq!(waited.unwrap_err().kind(), forked);
         assert_eq!(watcher.pin(0).unwrap_err().kind(), forked);
+        assert_eq!(watcher.poll_fd().unwrap_err().kind(), forked);
         assert!(watcher.stats().pending > 0);
         assert!(!watcher.cancel(self.op));
         assert_eq!(remote.cancel(self.op).unwrap_err().kind(), forked);

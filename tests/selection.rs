@@ -7,7 +7,6 @@
 mod common;
 
 use std::net::Shutdown;
-use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
@@ -52,13 +51,13 @@ backends! {
         thread.join().unwrap();
         watcher.timer(11, Duration::from_millis(1)).unwrap();
         assert_eq!(next(&mut watcher).operation, Operation::Timer);
-        watcher.as_fd();
+        let fd = watcher.poll_fd().unwrap();
         quiet(&mut watcher);
         watcher.write(12, peer, "back").unwrap();
         assert_eq!(collect(&mut watcher, 2).len(), 2);
         let endless = watcher.read(13, client, vec![0; 8]).unwrap();
         quiet(&mut watcher);
-        assert!(!readable(&watcher, Duration::ZERO), "nothing to say, and yet readable");
+        assert!(!readable(&fd, Duration::ZERO), "nothing to say, and yet readable");
         watcher.cancel(endless);
         assert_eq!(error_kind(&next(&mut watcher)), Some(ErrorKind::Cancelled));
     }

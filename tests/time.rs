@@ -11,9 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::process::{affordable, in_child};
 use common::{
-    PATIENCE, backends, builder, collect, connect_to, connected, error_kind, is_pattern, next,
-    pair, pattern_vec, quiet, read_pattern, turn, watcher,
+    PATIENCE, backends, builder, collect, connect_to, connected, error_kind, is_pattern, listener,
+    next, pair, pair_from, pattern_vec, quiet, read_pattern, readable, turn, watcher,
 };
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, OpResult, Operation, Results, Watcher};
 use socket2::SockRef;
@@ -395,6 +396,35 @@ backends! {
             assert!(results.is_empty());
         }
         assert_eq!(watcher.stats().pending, 1);
+    }
+
+    /// The system tells of a thousand sockets at a time, also of those from which nothing is wanted.
+    fn turn_of_no_time_looks_behind_what_nobody_asked_for(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let count = affordable(2 * 3_000) / 2;
+            let mut watcher = watcher(kind);
+            let listener = listener().0;
+            let mut all: Vec<_> = (0..count)
+                .map(|_| {
+                    let (ours, peer) = pair_from(&listener);
+                    (watcher.delegate(ours).unwrap(), peer)
+                })
+                .collect();
+            for nested in [false, true] {
+                let _fd = nested.then(|| watcher.poll_fd().unwrap());
+                quiet(&mut watcher);
+                for (conn, peer) in &mut all {
+                    peer.write_all(b"data").unwrap();
+                    let socket = watcher.socket(*conn).unwrap();
+                    assert!(readable(&socket, PATIENCE));
+                }
+                let (last, _) = all[count - 1];
+                watcher.read(nested, last, None).unwrap();
+                let mut results = Results::new();
+                assert_eq!(watcher.wait_io_timeout(&mut results, Duration::ZERO), Ok(1));
+                assert_eq!(results.pop().unwrap().data(), b"data");
+            }
+        });
     }
 
     fn wait_io_timeout_does_not_wait_with_results(kind: BackendKind) {

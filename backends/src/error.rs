@@ -94,6 +94,7 @@ pub enum Doing {
     Cancel,
     Free,
     Wait,
+    Nest,
     Pin,
 }
 
@@ -188,6 +189,7 @@ impl Doing {
             Doing::Cancel => "cancel",
             Doing::Free => "free",
             Doing::Wait => "wait_io",
+            Doing::Nest => "poll_fd",
             Doing::Pin => "pin",
         }
     }

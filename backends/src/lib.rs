@@ -19,8 +19,6 @@ pub mod buffer;
 pub mod emulated;
 mod error;
 pub mod loads;
-#[cfg(gaio_epoll)]
-mod nest;
 mod process;
 mod quotes;
 pub mod select;
@@ -181,13 +179,17 @@ pub trait Backend {
     /// At the end of a turn: whether there is more to do without sleeping.
     fn has_work(&mut self) -> bool;
 
-    /// A descriptor that is readable when `wait` would have something to hand out, or when the
-    /// time last given to [`arm`](Backend::arm) has come. From the first call on, `wait` pays for
-    /// keeping it exact.
-    fn readiness(&self) -> BorrowedFd<'_>;
+    /// A duplicate of a descriptor that is readable when [`wait`](Backend::wait) would have something
+    /// to hand out that was not there when [`has_work`](Backend::has_work) was last asked, when the
+    /// [`waker`](Backend::waker) was woken from its sleep, or when the time last given to
+    /// [`arm`](Backend::arm) has come. From the first success on, `wait` pays for keeping it exact.
+    ///
+    /// # Errors
+    /// The system's refusal, such as `EMFILE`: then nothing has changed.
+    fn readiness(&mut self) -> Result<OwnedFd, Errno>;
 
     /// Makes [`readiness`](Backend::readiness) readable at this time.
-    fn arm(&self, at: Option<Instant>);
+    fn arm(&mut self, at: Option<Instant>);
 
     /// The time by which deadlines are kept. Not the system's only where time is simulated.
     #[inline]

@@ -33,7 +33,7 @@ impl<C> Watcher<C> {
         buf: impl Into<Option<Vec<u8>>>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
         let (ctx, buf) = match buf.into() {
-            None if !self.is_elsewhere() => {
+            None if self.home.is_trusted() => {
                 let quick = QuickRead(&mut self.engine, conn, ctx);
                 match self.backend.run(quick) {
                     Ok(op) => return Ok(op),
@@ -127,7 +127,7 @@ impl<C> Watcher<C> {
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
         let buf = buf.into();
         let len = buf.len();
-        if self.is_elsewhere() || !self.engine.is_plain_write(conn, len) {
+        if !self.home.is_trusted() || !self.engine.is_plain_write(conn, len) {
             return self.write_carefully(ctx, conn, buf, Deadline::NEVER);
         }
         let plain = PlainWrite(&mut self.engine, conn, ctx, buf, len);
@@ -273,8 +273,9 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn timer(&mut self, ctx: C, deadline: impl Into<Deadline>) -> Result<OpId, Rejected<C>> {
-        let closed = || self.engine.closed.then_some(ErrorKind::WatcherClosed);
-        match self.refusal().or_else(closed) {
+        let refusal = self.admit();
+        let closed = self.engine.closed.then_some(ErrorKind::WatcherClosed);
+        match refusal.or(closed) {
             None => Ok(self.engine.timer(ctx, deadline.into().at())),
             Some(kind) => Err(Rejected::new(Error::new(Doing::Timer, kind), ctx)),
         }
@@ -300,7 +301,7 @@ impl<C> Watcher<C> {
     }
 
     fn submit(&mut self, conn: Conn, order: Order<C>) -> Result<OpId, Rejected<Order<C>>> {
-        if let Some(kind) = self.refusal() {
+        if let Some(kind) = self.admit() {
             return Err(refused(kind, order));
         }
         match self.engine.submit(&mut *self.backend, conn, order) {
@@ -337,7 +338,7 @@ impl<C> Watcher<C> {
     /// Cancels a request: it ends with `Cancelled`, unless it was quicker. False if it has
     /// finished, is unknown, or another watcher's.
     pub fn cancel(&mut self, op: OpId) -> bool {
-        if self.is_forked() {
+        if self.admit() == Some(ErrorKind::Forked) {
             return false;
         }
         if self.inbox.is_pending() {
@@ -354,7 +355,7 @@ impl<C> Watcher<C> {
     /// [`shutdown`](Watcher::shutdown), and free on its result. Results that were handed out before
     /// stay good; requests for the connection are refused from now on.
     pub fn free(&mut self, conn: Conn) -> bool {
-        if self.is_forked() {
+        if self.admit() == Some(ErrorKind::Forked) {
             return false;
         }
         self.reach(conn);

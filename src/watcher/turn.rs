@@ -1,8 +1,6 @@
 //! One turn of the loop: take what other threads sent, start what can be started, let the kernel
-//! work, take what is complete. Who may do so, how long it sleeps, and who wakes it.
+//! work, take what is complete. How long it sleeps, and who wakes it.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gaio_backends::{
@@ -15,21 +13,34 @@ use crate::results::Results;
 
 /// Rounds after the time is over, while there is still something to do that may give a result.
 const ROUNDS_OVER_MAX: u32 = 1000;
+/// Rounds until the backend has got used to being nested, at most; it takes two.
+const ROUNDS_TO_SETTLE: u32 = 8;
 
 impl<C> Watcher<C> {
     pub(super) fn wait_until(&mut self, results: &mut Results<C>, limit: Until) -> Result<usize> {
         self.own()?;
         results.clear();
         self.engine.begin_turn();
+        let ran = self.run(results.max(), limit);
+        if ran.is_ok() {
+            results.fill(&mut self.engine.out);
+            self.engine.note_handed_out(results.len());
+        }
+        if self.nested {
+            self.lie_down();
+        }
+        ran.map(|()| results.len())
+    }
+
+    /// Turns round until there are results, or the time is over.
+    fn run(&mut self, max: usize, limit: Until) -> Result<()> {
         let refused = |errno| Error::os(Doing::Wait, errno);
         let mut rounds_over = 0;
         let mut spin = Spin::new(self.spin);
         loop {
-            let again = self
-                .turn(results.max(), limit, &mut spin)
-                .map_err(refused)?;
+            let again = self.turn(max, limit, &mut spin).map_err(refused)?;
             if !self.engine.out.is_empty() {
-                break;
+                return Ok(());
             }
             if self.engine.is_over() {
                 return Err(Error::new(Doing::Wait, ErrorKind::WatcherClosed));
@@ -41,13 +52,10 @@ impl<C> Watcher<C> {
             };
             rounds_over += u32::from(over);
             let quiet = !again && !self.engine.has_dirty();
-            if over && ((quiet && self.fell_asleep()) || rounds_over > ROUNDS_OVER_MAX) {
-                break;
+            if over && (quiet || rounds_over > ROUNDS_OVER_MAX) {
+                return Ok(());
             }
         }
-        results.fill(&mut self.engine.out);
-        self.engine.note_handed_out(results.len());
-        Ok(results.len())
     }
 
     /// One round: take messages, start requests, let the kernel work, take completions.
@@ -69,6 +77,15 @@ impl<C> Watcher<C> {
     /// the kernel, or among the deadlines.
     fn room(&self, max: usize) -> usize {
         max.saturating_sub(self.engine.out.len())
+    }
+
+    /// Some rounds that hand out next to nothing, for what they do besides.
+    pub(super) fn settle(&mut self) -> Result<(), Errno> {
+        let mut rounds = 0;
+        while rounds < ROUNDS_TO_SETTLE && self.turn(1, Until::Now, &mut Spin::Off)? {
+            rounds += 1;
+        }
+        Ok(())
     }
 
     fn prepare(&mut self, max: usize) {
@@ -111,15 +128,30 @@ impl<C> Watcher<C> {
             || self.engine.can_resume(self.backend.pool())
     }
 
-    /// Before an empty-handed return: whoever polls our descriptor must be woken from now on.
-    /// False if there is work after all.
-    fn fell_asleep(&mut self) -> bool {
-        if !self.nested.get() {
-            return true;
-        }
+    /// Whoever polls our descriptor is woken from now on, and at once if there is something to do.
+    pub(super) fn lie_down(&mut self) {
         self.backend.arm(self.engine.next_time());
+        self.home.sleep();
         self.inbox.waker.sleep();
-        !self.was_woken() && !self.can_serve()
+        let has_work = !self.engine.out.is_empty()
+            || self.engine.has_dirty()
+            || self.engine.is_over()
+            || self.was_woken()
+            || self.can_serve()
+            || self.backend.has_work();
+        if has_work {
+            self.inbox.waker.wake();
+        }
+    }
+
+    /// Why a call from here is refused, if it is. If not, what it asks for begins with the next turn, so
+    /// whoever polls for that is woken.
+    pub(super) fn admit(&mut self) -> Option<ErrorKind> {
+        let refusal = self.home.refusal();
+        if refusal.is_none() && self.home.awake() {
+            self.inbox.waker.wake();
+        }
+        refusal
     }
 
     /// Whether reads wait for a buffer that is there: the kernel has it, for reads without data.
@@ -145,41 +177,18 @@ impl<C> Watcher<C> {
     /// Binds the watcher to its thread, the first time.
     fn own(&mut self) -> Result<()> {
         self.check_here(Doing::Wait)?;
-        if self.owner == 0 {
+        self.home.awake();
+        if !self.home.is_bound() {
             let refused = |errno| Error::os(Doing::Wait, errno);
             self.backend.bind().map_err(refused)?;
-            self.owner = this_thread();
+            self.home.bind();
         }
         Ok(())
     }
 
-    /// Whether the calling thread is not the watcher's, or this is a child of its process.
-    #[inline(always)]
-    pub(super) fn is_elsewhere(&self) -> bool {
-        // A thread without a number cannot be the owner, and nobody's watcher is no thread's.
-        (self.owner != NUMBER.get() && self.owner != 0) || self.is_forked()
-    }
-
-    /// Whether this is a forked child, where the watcher is nobody's.
-    #[inline(always)]
-    pub(super) fn is_forked(&self) -> bool {
-        !self.process.is_current()
-    }
-
-    /// Why a call from here is refused, if it is.
-    pub(super) fn refusal(&self) -> Option<ErrorKind> {
-        if !self.is_elsewhere() {
-            None
-        } else if self.is_forked() {
-            Some(ErrorKind::Forked)
-        } else {
-            Some(ErrorKind::WrongThread)
-        }
-    }
-
     pub(super) fn check_here(&self, doing: Doing) -> Result<()> {
-        self.refusal()
-            .map_or(Ok(()), |kind| Err(Error::new(doing, kind)))
+        let refused = |kind| Err(Error::new(doing, kind));
+        self.home.refusal().map_or(Ok(()), refused)
     }
 }
 
@@ -243,18 +252,4 @@ impl Spin {
             }
         }
     }
-}
-
-thread_local! {
-    /// The thread's number, if it has one already.
-    static NUMBER: Cell<u64> = const { Cell::new(0) };
-}
-
-/// A number for the calling thread that no other thread ever has.
-fn this_thread() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    if NUMBER.get() == 0 {
-        NUMBER.set(NEXT.fetch_add(1, Ordering::Relaxed));
-    }
-    NUMBER.get()
 }

@@ -1,6 +1,5 @@
 //! The poller of Linux: `epoll(7)`, edge-triggered.
 
-use std::cell::Cell;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,12 +13,8 @@ use super::poller::{Poller, Readiness, Watch};
 use crate::Until;
 use crate::error::Errno;
 use crate::error::Refusal;
-use crate::nest::NestTimer;
 use crate::sys;
 use crate::wake::Bell;
-
-/// Events collected in one call: 12 KiB of memory.
-const EVENTS_MAX: usize = 1024;
 
 /// An epoll instance.
 pub struct Epoll {
@@ -27,13 +22,15 @@ pub struct Epoll {
     events: Vec<epoll_event>,
     /// Whether the kernel is known to lack `epoll_pwait2(2)`, which came with 5.11.
     pub(super) milliseconds_only: bool,
-    timer: NestTimer,
-    /// Whether the timer is watched.
-    timed: Cell<bool>,
+    /// Makes the alarm; watched, if it is there.
+    timer: Option<OwnedFd>,
 }
 
 impl Poller for Epoll {
     const NEEDS_NONBLOCKING: bool = false;
+
+    /// Takes 12 KiB of memory.
+    const EVENTS_MAX: usize = 1024;
 
     fn new() -> Result<Self, Refusal> {
         let instance = sys::epoll_create().map_err(|errno| Refusal {
@@ -43,10 +40,9 @@ impl Poller for Epoll {
         })?;
         Ok(Epoll {
             instance,
-            events: Vec::with_capacity(EVENTS_MAX),
+            events: Vec::with_capacity(Self::EVENTS_MAX),
             milliseconds_only: false,
-            timer: NestTimer::default(),
-            timed: Cell::new(false),
+            timer: None,
         })
     }
 
@@ -69,12 +65,15 @@ impl Poller for Epoll {
         Ok(Arc::new(bell))
     }
 
-    fn alarm(&self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
-        if !self.timed.get() {
-            self.add(self.timer.descriptor()?, token, Watch::Incoming)?;
-            self.timed.set(true);
+    fn alarm(&mut self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
+        if self.timer.is_none() {
+            let timer = sys::timerfd()?;
+            self.add(timer.as_fd(), token, Watch::Incoming)?;
+            self.timer = Some(timer);
         }
-        self.timer.arm(at);
+        if let Some(timer) = &self.timer {
+            sys::arm_timerfd(timer.as_fd(), at);
+        }
         Ok(())
     }
 

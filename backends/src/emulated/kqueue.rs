@@ -17,9 +17,6 @@ use crate::sys;
 use crate::sys::kqueue::{Event, Filter, Kqueue as Queue};
 use crate::wake::Bell;
 
-/// Events collected in one call: 32 KiB of memory, 64 on FreeBSD.
-const EVENTS_MAX: usize = 1024;
-
 /// Names of what is not a descriptor. They need not be unique across filters.
 const BELL: usize = 1;
 const ALARM: usize = 1;
@@ -38,6 +35,9 @@ impl Poller for Kqueue {
     /// for receiving.
     const NEEDS_NONBLOCKING: bool = true;
 
+    /// Takes 32 KiB of memory, 64 on FreeBSD.
+    const EVENTS_MAX: usize = 1024;
+
     fn new() -> Result<Self, Refusal> {
         let queue = Queue::new().map_err(|errno| Refusal {
             step: "kqueue",
@@ -46,7 +46,7 @@ impl Poller for Kqueue {
         })?;
         Ok(Kqueue {
             queue: Arc::new(queue),
-            events: Vec::with_capacity(EVENTS_MAX),
+            events: Vec::with_capacity(Self::EVENTS_MAX),
             pipe: None,
         })
     }
@@ -86,7 +86,7 @@ impl Poller for Kqueue {
         Ok(bell)
     }
 
-    fn alarm(&self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
+    fn alarm(&mut self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
         // Not every system sets a running timer anew, or takes back that it has fired.
         let stop = Event::forget(Filter::Timer, ALARM);
         let Some(at) = at else {

@@ -22,7 +22,6 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
 use std::fmt;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,16 +42,13 @@ use crate::{
 const WAKER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
-/// How often one turn collects events to leave none behind, at most.
-const ROUNDS_MAX: usize = 8;
-
 /// A proactor over the poller `P`.
 pub struct Emulated<P> {
     engine: Engine,
     poller: P,
     waker: Arc<Waker>,
     /// Somebody else waits for the poller's descriptor.
-    nested: Cell<bool>,
+    nested: bool,
     /// The last turn had enough to do and did not ask for events.
     skipped: bool,
     /// The first completion of the turn: found by `wait`, which has to know if there is one.
@@ -64,8 +60,6 @@ pub struct Emulated<P> {
     asked: bool,
     /// This turn begins with events that found no room in the last.
     events_first: bool,
-    /// How often this turn may ask for events again.
-    rounds: usize,
 }
 
 impl<P: Poller> Emulated<P> {
@@ -89,14 +83,13 @@ impl<P: Poller> Emulated<P> {
             engine: Engine::new(pool, waker.process()),
             poller,
             waker,
-            nested: Cell::new(false),
+            nested: false,
             skipped: false,
             ahead: None,
             collected: 0,
             seen: 0,
             asked: false,
             events_first: false,
-            rounds: 0,
         })
     }
 
@@ -111,7 +104,7 @@ impl<P: Poller> Emulated<P> {
 
     #[inline]
     fn next_event(&mut self) -> Option<(u64, Readiness)> {
-        if self.seen == self.collected && !self.collect_rest() {
+        if self.seen == self.collected {
             return None;
         }
         self.seen += 1;
@@ -130,17 +123,6 @@ impl<P: Poller> Emulated<P> {
     #[inline(always)]
     fn has_started(&self) -> bool {
         !self.events_first && self.engine.has_started()
-    }
-
-    /// The descriptor that others wait for stays readable while an event is left in it. Returns
-    /// whether one was.
-    fn collect_rest(&mut self) -> bool {
-        if self.collected == 0 || self.rounds == 0 {
-            return false;
-        }
-        self.rounds -= 1;
-        // An error shows again in the next turn.
-        self.ask(Until::Now).is_ok() && self.collected > 0
     }
 }
 
@@ -234,7 +216,6 @@ impl<P: Poller> Backend for Emulated<P> {
             return Ok(());
         }
         self.engine.begin_turn();
-        self.rounds = 0;
         if self.ahead.is_none() {
             self.ahead = self.engine.next_started();
         }
@@ -249,9 +230,6 @@ impl<P: Poller> Backend for Emulated<P> {
         } else {
             self.engine.retries.bound(until)
         };
-        if self.nested.get() {
-            self.rounds = ROUNDS_MAX;
-        }
         self.ask(until)
     }
 
@@ -311,23 +289,24 @@ impl<P: Poller> Backend for Emulated<P> {
 
     fn has_work(&mut self) -> bool {
         let left_events = self.seen < self.collected;
-        // Without a call that found none, there may be more to collect.
-        let uncollected = self.nested.get() && !self.skipped && self.collected > 0;
-        // Nor does a turn that did not ask know what has come.
+        // Behind events that nobody asked for, there may be others.
+        let uncollected = self.collected == P::EVENTS_MAX;
+        // A turn that did not ask does not know what has come.
         let unasked = !self.asked;
         left_events || uncollected || unasked || self.ahead.is_some() || self.engine.has_work()
     }
 
-    fn readiness(&self) -> BorrowedFd<'_> {
-        if !self.nested.get() {
-            // If this fails there is no alarm, and the next call tries again.
-            self.nested.set(self.poller.alarm(TIMER, None).is_ok());
+    fn readiness(&mut self) -> Result<OwnedFd, Errno> {
+        let descriptor = self.poller.descriptor().try_clone_to_owned()?;
+        if !self.nested {
+            self.poller.alarm(TIMER, None)?;
+            self.nested = true;
         }
-        self.poller.descriptor()
+        Ok(descriptor)
     }
 
-    fn arm(&self, at: Option<Instant>) {
-        if self.nested.get() {
+    fn arm(&mut self, at: Option<Instant>) {
+        if self.nested {
             let retry = self.engine.retries.next();
             // It was set up before; setting it again takes nothing that could be refused.
             let _ = self.poller.alarm(TIMER, at.into_iter().chain(retry).min());

@@ -22,6 +22,10 @@ pub trait Poller: Sized {
     /// call is not to be trusted on this system.
     const NEEDS_NONBLOCKING: bool;
 
+    /// The most events that one [`wait`](Poller::wait) collects. After one that collected fewer there
+    /// is none left.
+    const EVENTS_MAX: usize;
+
     /// A poller that watches nothing.
     ///
     /// # Errors
@@ -49,7 +53,7 @@ pub trait Poller: Sized {
     ///
     /// # Errors
     /// The system's refusal, such as `EMFILE`.
-    fn alarm(&self, token: u64, at: Option<Instant>) -> Result<(), Errno>;
+    fn alarm(&mut self, token: u64, at: Option<Instant>) -> Result<(), Errno>;
 
     /// Sleeps until there are events, never ends early but for them or a signal, and collects
     /// them. Returns how many there are.

@@ -391,11 +391,12 @@ impl Backend for Sim {
     }
 
     /// Nesting is not simulated.
-    fn readiness(&self) -> BorrowedFd<'_> {
-        self.waker.event()
+    /// Nothing to poll: nobody sleeps here.
+    fn readiness(&mut self) -> Result<OwnedFd, Errno> {
+        Err(Errno(libc::EOPNOTSUPP))
     }
 
-    fn arm(&self, _at: Option<Instant>) {}
+    fn arm(&mut self, _at: Option<Instant>) {}
 
     fn now(&self) -> Instant {
         self.world.lock().now()

@@ -77,8 +77,9 @@ static QUEUES: Mutex<BTreeMap<RawFd, Arc<Queue>>> = Mutex::new(BTreeMap::new());
 /// Descriptors that a queue can watch.
 const DESCRIPTORS_MAX: usize = 1 << 18;
 
-/// Events fetched from epoll at a time.
-const BATCH: usize = 64;
+/// Events fetched from epoll at a time: as many as callers have room for, since a queue that gives fewer
+/// has no more.
+const BATCH: usize = 1024;
 
 /// Behind each queue's descriptor, which is an epoll instance and readable when one of these is:
 /// two others, so that a change of one direction is no event of the other, an `eventfd(2)` for all

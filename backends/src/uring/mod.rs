@@ -19,7 +19,6 @@ mod restrictions;
 mod setup;
 mod teardown;
 
-use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
@@ -38,7 +37,6 @@ use self::polled::Polled;
 use self::private::PrivateReads;
 use crate::error::Errno;
 use crate::error::Refusal;
-use crate::nest::NestTimer;
 use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
@@ -55,7 +53,7 @@ const LENT_MAX: usize = 16;
 /// Places in the submission queue that are kept for the backend's own entries.
 const OWN_ENTRIES: usize = 2;
 /// From this many cancellations on, a turn asks the kernel to run them all: it runs only some
-/// twenty deferred completions a call otherwise.
+/// twenty deferred completions a call otherwise, unless as many are asked for.
 const MANY_CANCELS: usize = 16;
 
 /// `user_data` of entries that belong to no place. Places have 32 bits.
@@ -85,14 +83,15 @@ pub struct Uring {
     deferred: VecDeque<squeue::Entry>,
     /// Operations that were cancelled and still run.
     cancelling: usize,
+    /// The last enter left deferred completions behind.
+    left_behind: bool,
     waker: Arc<Waker>,
     /// Where the kernel puts the waker's count.
     wake_count: Box<u64>,
     wake_armed: bool,
     features: Features,
     bound: bool,
-    nest: OnceCell<Nest>,
-    timer: NestTimer,
+    nest: Option<Nest>,
     /// Tells when the closed ring is gone.
     exit: ManuallyDrop<teardown::ExitPipe>,
     counts: Counts,
@@ -141,13 +140,13 @@ impl Uring {
             starts_max: ring.params().sq_entries() as usize - OWN_ENTRIES,
             deferred: VecDeque::new(),
             cancelling: 0,
+            left_behind: false,
             waker,
             wake_count: Box::new(0),
             wake_armed: false,
             features,
             bound: false,
-            nest: OnceCell::new(),
-            timer: NestTimer::default(),
+            nest: None,
             exit: ManuallyDrop::new(exit),
             counts: Counts::default(),
         };
@@ -270,7 +269,7 @@ impl Uring {
 
     /// Lets a wake-up end the sleep in the ring. Nested, the sleep is elsewhere.
     fn arm_wake(&mut self) {
-        if self.nest.get().is_some() {
+        if self.nest.is_some() {
             return self.disarm_wake();
         }
         if self.wake_armed {
@@ -302,10 +301,12 @@ impl Uring {
             return Ok(());
         }
         self.counts.waits += 1;
+        let most = self.ring.params().cq_entries() as usize;
         let result = if self.cancelling >= MANY_CANCELS {
             let all = self.completion.len() + self.cancelling;
-            let most = self.ring.params().cq_entries() as usize;
             self.enter_for(Timespec::new(), all.min(most))
+        } else if !sleeps && self.left_behind && !self.has_ready() {
+            self.enter_for(Timespec::new(), most)
         } else if !sleeps {
             self.ring.submitter().submit_and_wait(0)
         } else if let Until::Time(at) = until {
@@ -315,6 +316,7 @@ impl Uring {
             self.ring.submitter().submit_and_wait(1)
         };
         self.sync();
+        self.left_behind = self.submission.taskrun();
         match result.map_err(Errno::from) {
             Ok(_) => Ok(()),
             // Timed out, interrupted, or completions have to be reaped first: all in order.
@@ -431,7 +433,7 @@ impl Backend for Uring {
     }
 
     fn wait(&mut self, until: Until) -> Result<(), Errno> {
-        if self.nest.get().is_none() {
+        if self.nest.is_none() {
             return self.round(until);
         }
         self.wait_nested(until)
@@ -476,12 +478,14 @@ impl Backend for Uring {
         self.has_ready() || self.owes_work() || !self.deferred.is_empty()
     }
 
-    fn readiness(&self) -> BorrowedFd<'_> {
-        self.nest_descriptor()
+    fn readiness(&mut self) -> Result<OwnedFd, Errno> {
+        self.nest()
     }
 
-    fn arm(&self, at: Option<Instant>) {
-        self.timer.arm(at);
+    fn arm(&mut self, at: Option<Instant>) {
+        if let Some(nest) = &self.nest {
+            nest.arm(at);
+        }
     }
 
     fn waker(&self) -> &Arc<Waker> {

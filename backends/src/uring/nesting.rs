@@ -1,7 +1,8 @@
 //! A ring inside another event loop: a descriptor that is readable when `wait` has something, and
 //! a `wait` that sleeps on that descriptor from then on.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use super::Uring;
 use crate::error::Errno;
@@ -13,22 +14,30 @@ use crate::{Backend, Until, sys};
 pub(super) struct Nest {
     epoll: OwnedFd,
     event: OwnedFd,
+    timer: OwnedFd,
+}
+
+impl Nest {
+    /// Sets the timer, or none.
+    pub(super) fn arm(&self, at: Option<Instant>) {
+        sys::arm_timerfd(self.timer.as_fd(), at);
+    }
 }
 
 impl Uring {
-    /// The descriptor to poll; made when it is asked for the first time.
-    pub(super) fn nest_descriptor(&self) -> BorrowedFd<'_> {
-        if self.nest.get().is_none()
-            && let Ok(nest) = self.build_nest()
-        {
-            let _ = self.nest.set(nest);
+    /// A duplicate of what to poll, which is there from the first call on.
+    pub(super) fn nest(&mut self) -> Result<OwnedFd, Errno> {
+        if let Some(nest) = &self.nest {
+            return Ok(nest.epoll.try_clone()?);
         }
-        match self.nest.get() {
-            Some(nest) => nest.epoll.as_fd(),
-            // SAFETY: the ring lives as long as `self`. Better than nothing: it can be polled
-            // without blocking.
-            None => unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) },
-        }
+        let nest = self.build_nest()?;
+        let descriptor = nest.epoll.try_clone()?;
+        // What completed before makes no event of its own: whoever asks looks for that.
+        self.ring
+            .submitter()
+            .register_eventfd(nest.event.as_raw_fd())?;
+        self.nest = Some(nest);
+        Ok(descriptor)
     }
 
     /// Waits on the descriptor rather than in the ring.
@@ -37,16 +46,19 @@ impl Uring {
         if until == Until::Now || self.has_work() {
             return Ok(());
         }
+        let Some(nest) = &self.nest else {
+            return Ok(());
+        };
         // `until` bounds this sleep; a timer that has fired would end it at once.
-        self.timer.arm(None);
+        nest.arm(None);
         self.counts.waits += 1;
-        sys::wait_readable(self.nest_descriptor(), until)?;
+        sys::wait_readable(nest.epoll.as_fd(), until)?;
         self.round(Until::Now)
     }
 
     /// Takes back the events that made the descriptor readable: their cause is looked at next.
     pub(super) fn clear_nest(&mut self) {
-        if let Some(nest) = self.nest.get() {
+        if let Some(nest) = &self.nest {
             let signalled = sys::clear_event(nest.event.as_fd());
             self.counts.others += 1 + u64::from(signalled);
             if signalled {
@@ -79,18 +91,14 @@ impl Uring {
     }
 
     fn build_nest(&self) -> Result<Nest, Errno> {
-        let epoll = sys::epoll_create()?;
-        let event = sys::eventfd()?;
-        sys::epoll_add(epoll.as_fd(), event.as_fd(), libc::EPOLLIN, 0)?;
-        sys::epoll_add(epoll.as_fd(), self.waker.event(), libc::EPOLLIN, 0)?;
-        sys::epoll_add(epoll.as_fd(), self.timer.descriptor()?, libc::EPOLLIN, 0)?;
-        self.ring.submitter().register_eventfd(event.as_raw_fd())?;
-        // What completed before the registration makes no event of its own.
-        // SAFETY: the status is gone before the ring.
-        let has_ready = unsafe { !self.completion.status().is_empty() };
-        if has_ready || self.owes_work() {
-            sys::signal_event(event.as_fd());
+        let (epoll, event, timer) = (sys::epoll_create()?, sys::eventfd()?, sys::timerfd()?);
+        for part in [event.as_fd(), timer.as_fd(), self.waker.event()] {
+            sys::epoll_add(epoll.as_fd(), part, libc::EPOLLIN, 0)?;
         }
-        Ok(Nest { epoll, event })
+        Ok(Nest {
+            epoll,
+            event,
+            timer,
+        })
     }
 }
