@@ -180,8 +180,8 @@ impl<C> Watcher<C> {
         self.engine.is_open(conn) && !self.home.is_forked()
     }
 
-    /// The socket, to look at or to set options on (`socket2::SockRef`). Reading from it, writing
-    /// to it or changing its blocking mode gets in the watcher's way.
+    /// The socket, to look at or to set options on (`socket2::SockRef`). Reading from it or writing
+    /// to it gets in the watcher's way; so does putting it into blocking mode, on macOS and the BSDs.
     ///
     /// # Errors
     /// `ConnClosed`, `Forked`.

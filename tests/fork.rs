@@ -5,8 +5,10 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -196,8 +198,11 @@ struct Busy {
     listener: Conn,
     conns: [Conn; 4],
     peers: [TcpStream; 4],
-    pipe: Conn,
-    writer: io::PipeWriter,
+    terminal: Conn,
+    /// Of the terminal, to see its mode.
+    duplicate: OwnedFd,
+    used: bool,
+    writer: File,
     address: SocketAddr,
     op: OpId,
 }
@@ -212,6 +217,16 @@ impl Busy {
     /// Used: it has run, so that what was submitted is with the system.
     fn new(kind: BackendKind, used: bool) -> Self {
         let mut watcher = watcher(kind);
+        let (reader, writer) = common::terminal();
+        let duplicate = reader.try_clone().unwrap();
+        let terminal = watcher.delegate(reader).unwrap();
+        let mut writer = File::from(writer);
+        if used {
+            // Its mode is switched for that.
+            writer.write_all(b"first").unwrap();
+            watcher.read(11, terminal, None).unwrap();
+            assert_eq!(next(&mut watcher).data(), b"first");
+        }
         let (socket, address) = listener();
         let listener = watcher.listen(socket).unwrap();
         watcher.accept(10, listener).unwrap();
@@ -225,9 +240,7 @@ impl Busy {
         watcher
             .write(FULL as u8, conns[FULL], vec![7; MUCH])
             .unwrap();
-        let (reader, writer) = io::pipe().unwrap();
-        let pipe = watcher.delegate(reader).unwrap();
-        watcher.read(11, pipe, None).unwrap();
+        watcher.read(11, terminal, None).unwrap();
         watcher.timer(12, Deadline::NEVER).unwrap();
         if used {
             quiet(&mut watcher);
@@ -238,7 +251,9 @@ impl Busy {
             listener,
             conns,
             peers,
-            pipe,
+            terminal,
+            duplicate,
+            used,
             writer,
             address,
             op,
@@ -247,11 +262,8 @@ impl Busy {
 
     /// Everything that was pending at the fork ends as if there had been none.
     fn goes_on(mut self) {
-        let mode = self.watcher.socket(self.pipe).unwrap();
-        assert!(
-            SockRef::from(&mode).nonblocking().unwrap(),
-            "the pipe's mode"
-        );
+        let mode = SockRef::from(&self.duplicate).nonblocking().unwrap();
+        assert_eq!(mode, self.used, "the terminal's mode");
         for peer in &mut self.peers {
             peer.write_all(b"data").unwrap();
         }
@@ -275,7 +287,7 @@ impl Busy {
         for at in [SWAP, VECTOR, FULL] {
             self.watcher.read(at as u8, self.conns[at], None).unwrap();
         }
-        self.watcher.read(11, self.pipe, None).unwrap();
+        self.watcher.read(11, self.terminal, None).unwrap();
         for peer in &mut self.peers[..FULL] {
             peer.write_all(b"more").unwrap();
         }
@@ -299,7 +311,7 @@ impl Busy {
         for conn in conns
             .iter()
             .copied()
-            .chain([self.listener, self.pipe, Conn::NONE])
+            .chain([self.listener, self.terminal, Conn::NONE])
         {
             refuses(watcher, conn, forked);
             assert_eq!(watcher.reclaim(conn).unwrap_err().kind(), forked);

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use crate::buffer::Buffer;
 use crate::error::Errno;
-use crate::sys;
+use crate::sys::{self, Calls};
 
 /// Buffers to write, where their bytes are, and the message header that names them. Kept and used
 /// again, so that queued writes allocate nothing in the long run.
@@ -63,10 +63,10 @@ impl Batch {
         unsafe { sys::send_message(fd, header) }
     }
 
-    /// The same by `writev(2)`, to what is no socket and is in non-blocking mode.
-    pub(crate) fn write(&self, fd: RawFd) -> Result<usize, Errno> {
+    /// The same to what is no socket.
+    pub(crate) fn write(&self, mut to: Calls<'_>) -> Result<usize, Errno> {
         // SAFETY: the vectors name buffers of this value.
-        unsafe { sys::write_vectors(fd, &self.iovecs) }
+        unsafe { to.write_vectors(&self.iovecs) }
     }
 
     /// What is to be written, as the simulated kernel sees it.

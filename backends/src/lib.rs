@@ -34,7 +34,7 @@ mod wake;
 
 use std::fmt;
 use std::net::Shutdown;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -98,6 +98,12 @@ pub trait Backend {
 
     /// Gives the socket back, in the blocking mode in which it came.
     fn detach(&mut self, slot: u32) -> Option<OwnedFd>;
+
+    /// Gives the socket out to be closed. Others may have duplicates: the blocking mode of a socket
+    /// stays, that of a pipe or a terminal is again as it came. The drop does the same.
+    fn release(&mut self, slot: u32) -> Option<OwnedFd> {
+        self.detach(slot)
+    }
 
     /// The socket in `slot`.
     fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>>;
@@ -434,7 +440,7 @@ impl Counts {
     }
 
     /// Switches non-blocking mode on or off, and counts the calls; returns whether it was on.
-    pub(crate) fn set_nonblocking(&mut self, fd: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
+    pub(crate) fn set_nonblocking(&mut self, fd: impl AsRawFd, on: bool) -> Result<bool, Errno> {
         self.others += 1;
         let was_on = sys::set_nonblocking(fd, on)?;
         self.others += u64::from(was_on != on);

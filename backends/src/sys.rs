@@ -3,6 +3,7 @@
 //! in its own way in `cpu.rs`, `fork.rs` and `sigpipe.rs`.
 
 mod cpu;
+mod file;
 mod fork;
 #[cfg(gaio_kqueue)]
 pub(crate) mod kqueue;
@@ -28,11 +29,12 @@ use crate::error::Errno;
 use crate::{Counts, Interest, SocketKind};
 
 pub use cpu::pin_thread;
+pub(crate) use file::{Calls, NoWait};
 pub(crate) use fork::{at_fork, wiped_at_fork};
 #[cfg(gaio_epoll)]
 pub(crate) use linux::*;
-use sigpipe::{SEND_FLAG, without_sigpipe};
-pub(crate) use sigpipe::{SIGPIPE_CALLS, silence};
+use sigpipe::SEND_FLAG;
+pub(crate) use sigpipe::silence;
 
 /// The most bytes one call transfers: the kernel's own limit is a page under 2 GiB.
 pub(crate) const TRANSFER_MAX: usize = 1 << 30;
@@ -69,15 +71,6 @@ pub(crate) unsafe fn recv(fd: RawFd, at: *mut u8, len: usize) -> Result<usize, E
     check_len(unsafe { libc::recv(fd, at.cast(), len.min(TRANSFER_MAX), libc::MSG_DONTWAIT) })
 }
 
-/// `read(2)`, for descriptors that are not sockets and are in non-blocking mode.
-///
-/// # Safety
-/// `at` is valid for writes of `len` bytes.
-pub(crate) unsafe fn read(fd: RawFd, at: *mut u8, len: usize) -> Result<usize, Errno> {
-    // SAFETY: the caller vouches for the memory.
-    check_len(unsafe { libc::read(fd, at.cast(), len.min(TRANSFER_MAX)) })
-}
-
 /// Repeats a call that a signal interrupted.
 #[inline]
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
@@ -87,18 +80,6 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Re
             result => return result,
         }
     }
-}
-
-/// [`recv`] into memory that is initialised.
-pub(crate) fn recv_into(fd: RawFd, bytes: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: `bytes` is borrowed for the call, mutably.
-    uninterrupted(|| unsafe { recv(fd, bytes.as_mut_ptr(), bytes.len()) })
-}
-
-/// [`read`] into memory that is initialised.
-pub(crate) fn read_into(fd: RawFd, bytes: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: `bytes` is borrowed for the call, mutably.
-    uninterrupted(|| unsafe { read(fd, bytes.as_mut_ptr(), bytes.len()) })
 }
 
 /// Says of a send that it must not block and raises no signal. macOS and NetBSD do not heed the
@@ -128,26 +109,6 @@ pub(crate) unsafe fn send_message(fd: RawFd, header: *const libc::msghdr) -> Res
     let flags = send_flags();
     // SAFETY: as the caller says.
     uninterrupted(|| check_len(unsafe { libc::sendmsg(fd, header, flags) }))
-}
-
-/// `write(2)`, for descriptors that are not sockets and are in non-blocking mode.
-pub(crate) fn write(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
-    let len = bytes.len().min(TRANSFER_MAX);
-    without_sigpipe(|| {
-        // SAFETY: `bytes` is valid for reads of `len` bytes.
-        check_len(unsafe { libc::write(fd, bytes.as_ptr().cast(), len) })
-    })
-}
-
-/// `writev(2)`, likewise.
-///
-/// # Safety
-/// What the vectors name is valid for reads.
-pub(crate) unsafe fn write_vectors(fd: RawFd, iovecs: &[libc::iovec]) -> Result<usize, Errno> {
-    without_sigpipe(|| {
-        // SAFETY: as the caller says.
-        check_len(unsafe { libc::writev(fd, iovecs.as_ptr(), iovecs.len() as libc::c_int) })
-    })
 }
 
 /// `accept4(2)`: close-on-exec and in blocking mode; the listener must be in non-blocking mode.
@@ -249,34 +210,25 @@ pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> Result<(), Errno> {
 }
 
 /// Switches non-blocking mode on or off; returns whether it was on.
-pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
+pub(crate) fn set_nonblocking(fd: impl AsRawFd, on: bool) -> Result<bool, Errno> {
+    let fd = fd.as_raw_fd();
     // SAFETY: reading the flags touches no memory.
-    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
     let was_on = flags & libc::O_NONBLOCK != 0;
-    if was_on == on {
-        return Ok(was_on);
+    if was_on != on {
+        #[cfg(gaio_kqueue_model)]
+        kqueue_model::may_set_flags(fd)?;
+        // SAFETY: setting the flags touches no memory.
+        check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags ^ libc::O_NONBLOCK) })?;
     }
-    let switched = set_flags(fd, flags ^ libc::O_NONBLOCK);
-    // Another kqueue: nothing of it can be read or written, so nothing blocks.
-    #[cfg(gaio_kqueue)]
-    if switched == Err(Errno(libc::ENOTTY)) && file_type(fd)? == libc::S_IFIFO {
-        return Ok(on);
-    }
-    switched.map(|()| was_on)
-}
-
-fn set_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> Result<(), Errno> {
-    #[cfg(gaio_kqueue_model)]
-    kqueue_model::may_set_flags(fd)?;
-    // SAFETY: setting the flags touches no memory.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+    Ok(was_on)
 }
 
 /// What kind of file it says that it is. A kqueue says that it is a pipe.
 #[cfg(gaio_kqueue)]
 fn file_type(fd: BorrowedFd<'_>) -> Result<libc::mode_t, Errno> {
     #[cfg(gaio_kqueue_model)]
-    if kqueue_model::is_queue(fd) {
+    if kqueue_model::is_queue(fd.as_raw_fd()) {
         return Ok(libc::S_IFIFO);
     }
     // SAFETY: for this structure of numbers, zeros are valid.

@@ -156,7 +156,7 @@ impl<C> Engine<C> {
         while let Some((key, doing)) = self.oldest(slot) {
             self.finish(backend, key, Some(Error::new(doing, why)));
         }
-        self.discard(backend.detach(slot));
+        self.discard(backend.release(slot));
         backend.loads().close_credit(slot);
         self.retire(slot);
         self.retry();

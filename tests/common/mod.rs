@@ -15,7 +15,7 @@ pub mod refusal;
 
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -144,6 +144,23 @@ pub fn pair_from(listener: &TcpListener) -> (TcpStream, TcpStream) {
     peer.set_write_timeout(Some(PATIENCE))
         .expect("write timeout");
     (ours, peer)
+}
+
+/// The two ends of a terminal: who controls it reads what was written to the other end.
+pub fn terminal() -> (OwnedFd, OwnedFd) {
+    let (mut control, mut terminal) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: the two numbers are borrowed for the call, which asks for nothing else.
+    let made =
+        unsafe { libc::openpty(&mut control, &mut terminal, none, none.cast(), none.cast()) };
+    assert_eq!(made, 0, "openpty: {}", std::io::Error::last_os_error());
+    // SAFETY: the call just made these.
+    unsafe {
+        (
+            OwnedFd::from_raw_fd(control),
+            OwnedFd::from_raw_fd(terminal),
+        )
+    }
 }
 
 /// A listener that takes no more connections, and those it took: the next one waits in vain. Some

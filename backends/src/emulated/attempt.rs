@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use socket2::SockAddr;
 
 use super::engine::{Engine, Step, transferred};
-use super::slot::{Flags, Op, Source};
+use super::slot::{Flags, Op};
 use crate::error::Errno;
 use crate::{Completion, Interest, Lane, Payload, Place, sys};
 
@@ -61,7 +61,7 @@ impl Engine {
             return Step::Nothing;
         };
         self.counts.reads += 1;
-        match self.cursor.read(entry.fd(), entry.source()) {
+        match self.cursor.read(entry.source(&mut self.counts)) {
             Ok((len, asked)) if len > 0 => {
                 entry.learn(Lane::Read, len, asked);
                 entry.set_op(Lane::Read, Op::Idle);
@@ -94,7 +94,7 @@ impl Engine {
         };
         self.counts.reads += 1;
         let at = read(slot);
-        match self.cursor.read(entry.fd(), entry.source()) {
+        match self.cursor.read(entry.source(&mut self.counts)) {
             Ok((len, asked)) if len > 0 => {
                 entry.learn(Lane::Read, len, asked);
                 if entry.can_run(Lane::Read) {
@@ -116,7 +116,7 @@ impl Engine {
         self.counts.reads += 1;
         let read_bytes = self
             .cursor
-            .read_private(entry.fd(), entry.source(), account);
+            .read_private(entry.source(&mut self.counts), account);
         let result = match read_bytes {
             Ok((lease, asked)) => {
                 let len = lease.as_ref().map_or(0, |lease| lease.len());
@@ -149,11 +149,11 @@ impl Engine {
         let spare = self.loads.unread(read(slot));
         let asked = spare.len().min(sys::TRANSFER_MAX);
         self.counts.reads += 1;
-        let result = match entry.source() {
+        let result = if asked == 0 {
             // The system would answer 0, which means the end.
-            _ if asked == 0 => Err(Errno(libc::EINVAL)),
-            Source::Socket => sys::recv_into(entry.fd(), spare),
-            Source::File => sys::read_into(entry.fd(), spare),
+            Err(Errno(libc::EINVAL))
+        } else {
+            entry.source(&mut self.counts).read_into(spare)
         };
         match result {
             Err(Errno(libc::EAGAIN)) => entry.forget_ready(Lane::Read),
@@ -167,15 +167,15 @@ impl Engine {
     #[inline]
     fn write(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
-        let (fd, source) = (entry.fd(), entry.source());
+        self.counts.writes += 1;
         let at = write(slot);
         let (written, asked) = match self.loads.batch(at) {
             None => {
                 let rest = self.loads.unwritten(at);
-                (source.write(&mut self.counts, fd, rest), rest.len())
+                (entry.source(&mut self.counts).write(rest), rest.len())
             }
             Some(batch) => {
-                let written = source.write_batch(&mut self.counts, fd, batch);
+                let written = entry.source(&mut self.counts).write_batch(batch);
                 (written, batch.len_bytes())
             }
         };
@@ -193,8 +193,13 @@ impl Engine {
         for _ in 0..ACCEPTS_PER_TURN {
             let entry = self.slots.get_mut(slot as usize)?;
             let at = read(slot);
+            // The listener may be shared with others, who change its mode.
+            let fd = entry.fd();
+            if let Err(errno) = entry.no_wait.calls(fd, &mut self.counts).look() {
+                return self.finish(at, Err(errno));
+            }
             self.counts.accepts += 1;
-            match sys::accept(entry.fd()) {
+            match sys::accept(fd) {
                 Ok(socket) => {
                     if stream {
                         self.go_on(at, ACCEPTS_PER_TURN);

@@ -2,12 +2,9 @@
 //! whichever connection has data, so that small reads of many connections lie side by side and
 //! an idle connection holds nothing.
 
-use std::os::fd::RawFd;
-
 use super::slot::Source;
 use crate::error::Errno;
 use crate::swap::{Credit, Filling, Pool, SwapBuf};
-use crate::sys;
 
 /// The block being filled, and when to leave it.
 #[derive(Debug)]
@@ -57,13 +54,13 @@ impl Cursor {
     /// Reads once; returns how much came, and how much there was room for. `ENOBUFS` if there is
     /// no memory to read into.
     #[inline]
-    pub(super) fn read(&mut self, fd: RawFd, source: Source) -> Result<(usize, usize), Errno> {
+    pub(super) fn read(&mut self, source: Source<'_>) -> Result<(usize, usize), Errno> {
         self.fresh = 0;
         let filling = match &mut self.current {
             Some(filling) if filling.left() >= self.least => filling,
             _ => self.advance().ok_or(Errno(libc::ENOBUFS))?,
         };
-        let (len, asked) = receive(filling, fd, source)?;
+        let (len, asked) = receive(filling, source)?;
         self.fresh = len;
         self.largest = self.largest.max(len);
         Ok((len, asked))
@@ -73,13 +70,12 @@ impl Cursor {
     /// room for.
     pub(super) fn read_private(
         &self,
-        fd: RawFd,
-        source: Source,
+        source: Source<'_>,
         account: &Credit,
     ) -> Result<(Option<SwapBuf>, usize), Errno> {
         let filling = self.pool.checkout_private(account);
         let mut filling = filling.ok_or(Errno(libc::ENOBUFS))?;
-        let (len, asked) = receive(&mut filling, fd, source)?;
+        let (len, asked) = receive(&mut filling, source)?;
         if len == 0 {
             return Ok((None, asked));
         }
@@ -113,17 +109,10 @@ impl Cursor {
 
 /// Reads once to where the block is filled next; how much came, and how much there was room for.
 #[inline(always)]
-fn receive(filling: &mut Filling, fd: RawFd, source: Source) -> Result<(usize, usize), Errno> {
+fn receive(filling: &mut Filling, source: Source<'_>) -> Result<(usize, usize), Errno> {
     let (at, asked) = filling.tail();
-    let len = sys::uninterrupted(|| {
-        // SAFETY: `at` is the start of `asked` bytes that belong to `filling` alone.
-        unsafe {
-            match source {
-                Source::Socket => sys::recv(fd, at, asked),
-                Source::File => sys::read(fd, at, asked),
-            }
-        }
-    })?;
+    // SAFETY: `at` is the start of `asked` bytes that belong to `filling` alone.
+    let len = unsafe { source.read(at, asked) }?;
     Ok((len, asked))
 }
 

@@ -3,7 +3,7 @@
 //! `attempt.rs`.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::cursor::Cursor;
@@ -12,6 +12,7 @@ use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::{Pool, SwapBuf};
+use crate::sys::NoWait;
 use crate::{Buffer, Completion, Counts, Lane, LoadTable, Payload, Place, Process, Request};
 
 /// What came of an event.
@@ -78,21 +79,21 @@ impl Engine {
     }
 
     /// Takes a socket in.
-    pub(super) fn seat(&mut self, slot: u32, socket: OwnedFd, flags: Flags) {
+    pub(super) fn seat(&mut self, slot: u32, socket: OwnedFd, flags: Flags, no_wait: NoWait) {
         let entry = reach(&mut self.slots, slot);
         debug_assert!(entry.socket.is_none(), "slot {slot} is taken");
         entry.socket = Some(socket);
         entry.flags.set(flags);
+        entry.no_wait = no_wait;
     }
 
-    /// Gives a socket up, and what was known of it.
-    pub(super) fn vacate(&mut self, slot: u32) -> Option<(OwnedFd, Flags)> {
+    /// Gives a socket up, and what keeps calls on it from blocking.
+    pub(super) fn vacate(&mut self, slot: u32) -> Option<(OwnedFd, NoWait)> {
         let entry = self.slots.get_mut(slot as usize)?;
         let socket = entry.socket.take()?;
         entry.generation = entry.generation.wrapping_add(1);
-        let flags = entry.flags;
-        entry.flags = flags.of_vacancy();
-        Some((socket, flags))
+        entry.flags = entry.flags.of_vacancy();
+        Some((socket, std::mem::take(&mut entry.no_wait)))
     }
 
     /// Takes an operation. It runs in the next turn if its lane is thought ready, else when an event
@@ -151,7 +152,8 @@ impl Engine {
         let entry = self.slots.get_mut(at.slot() as usize)?;
         if entry.flags.has(Flags::WRITABLE) {
             let rest = self.loads.unwritten(at);
-            match entry.source().write(&mut self.counts, entry.fd(), rest) {
+            self.counts.writes += 1;
+            match entry.source(&mut self.counts).write(rest) {
                 Ok(len) if len == rest.len() => {
                     self.wrote_at_once = true;
                     let whole = self.loads.end_whole(at, transferred(len));
@@ -343,24 +345,12 @@ pub(super) fn transferred(len: usize) -> u32 {
 }
 
 impl Drop for Engine {
-    /// The user may hold duplicates, which share the blocking mode. So does the parent of a forked
-    /// child, which goes on.
+    /// In a forked child the parent, which goes on, is among the others.
     fn drop(&mut self) {
-        if !self.process.is_current() {
-            return;
-        }
-        for entry in &self.slots {
-            if let Some(socket) = &entry.socket {
-                restore_mode(&mut self.counts, socket, entry.flags);
+        if self.process.is_current() {
+            for entry in &mut self.slots {
+                entry.let_go(&mut self.counts);
             }
         }
-    }
-}
-
-/// Puts a descriptor back into the blocking mode in which it came.
-pub(super) fn restore_mode(counts: &mut Counts, socket: &OwnedFd, flags: Flags) {
-    if flags.has(Flags::WAS_BLOCKING) {
-        // Nothing can be done about a refusal.
-        let _ = counts.set_nonblocking(socket.as_fd(), false);
     }
 }

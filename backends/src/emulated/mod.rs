@@ -24,15 +24,16 @@ mod tests;
 
 use std::fmt;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::engine::{Engine, Step, restore_mode};
+use self::engine::{Engine, Step};
 use self::poller::{Poller, Readiness, Watch};
 use self::slot::Flags;
 use crate::error::Errno;
 use crate::error::Refusal;
+use crate::sys::NoWait;
 use crate::{
     Backend, Buffer, Completion, Counts, Loads, Options, Payload, Place, Pool, Request, Sink,
     SocketKind, SwapRoom, Until, Waker, sys,
@@ -134,8 +135,9 @@ impl<P: Poller> Backend for Emulated<P> {
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)> {
         let counts = &mut self.engine.counts;
-        let flags = match prepare(counts, socket.as_fd(), kind, P::NEEDS_NONBLOCKING) {
-            Ok(flags) => flags,
+        let prepared = prepare(counts, socket.as_fd(), kind, P::NEEDS_NONBLOCKING);
+        let (flags, mut no_wait) = match prepared {
+            Ok(known) => known,
             Err(errno) => return Err((errno, socket)),
         };
         let watch = match kind {
@@ -145,18 +147,29 @@ impl<P: Poller> Backend for Emulated<P> {
         self.engine.counts.others += 1;
         let token = self.engine.token(slot);
         if let Err(errno) = self.poller.add(socket.as_fd(), token, watch) {
-            restore_mode(&mut self.engine.counts, &socket, flags);
+            let counts = &mut self.engine.counts;
+            no_wait.calls(socket.as_raw_fd(), counts).restore();
             return Err((errno, socket));
         }
-        self.engine.seat(slot, socket, flags);
+        self.engine.seat(slot, socket, flags, no_wait);
         Ok(())
     }
 
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
-        let (socket, flags) = self.engine.vacate(slot)?;
+        let (socket, mut no_wait) = self.engine.vacate(slot)?;
         self.engine.counts.others += 1;
         self.poller.remove(socket.as_fd());
-        restore_mode(&mut self.engine.counts, &socket, flags);
+        let counts = &mut self.engine.counts;
+        no_wait.calls(socket.as_raw_fd(), counts).restore();
+        Some(socket)
+    }
+
+    fn release(&mut self, slot: u32) -> Option<OwnedFd> {
+        let entry = self.engine.slots.get_mut(slot as usize)?;
+        entry.let_go(&mut self.engine.counts);
+        let (socket, _) = self.engine.vacate(slot)?;
+        self.engine.counts.others += 1;
+        self.poller.remove(socket.as_fd());
         Some(socket)
     }
 
@@ -337,11 +350,11 @@ fn prepare(
     fd: BorrowedFd<'_>,
     kind: SocketKind,
     nonblocking: bool,
-) -> Result<Flags, Errno> {
+) -> Result<(Flags, NoWait), Errno> {
     counts.others += u64::from(sys::silence(fd, kind)?);
     // The look at the address, below.
     counts.others += u64::from(kind == SocketKind::Stream);
-    let mut flags = match kind {
+    let flags = match kind {
         // A fresh connection nearly always takes a first write. A read from a Unix socket ends
         // where descriptors were passed along: being short, it does not prove that nothing is left.
         SocketKind::Stream if sys::may_be_unix(fd) => Flags::WRITABLE | Flags::DOUBT,
@@ -349,11 +362,12 @@ fn prepare(
         SocketKind::Listener => Flags::default(),
         SocketKind::Other => Flags::WRITABLE | Flags::FILE | Flags::DOUBT,
     };
-    let flagged = kind == SocketKind::Stream && !nonblocking;
-    if !flagged && !counts.set_nonblocking(fd, true)? {
-        flags.set(Flags::WAS_BLOCKING);
+    let mut no_wait = NoWait::default();
+    // The mode of all others is looked at before each call.
+    if kind == SocketKind::Stream && nonblocking {
+        no_wait.calls(fd.as_raw_fd(), counts).look()?;
     }
-    Ok(flags)
+    Ok((flags, no_wait))
 }
 
 impl<P> fmt::Debug for Emulated<P> {

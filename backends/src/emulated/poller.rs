@@ -80,7 +80,7 @@ pub enum Watch {
 
 /// What an event says: any of its constants together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Readiness(u16);
+pub struct Readiness(u8);
 
 impl Readiness {
     /// Reading will not block.
@@ -97,7 +97,7 @@ impl Readiness {
     /// The same if `holds`, else nothing.
     #[inline]
     pub const fn when(self, holds: bool) -> Readiness {
-        Readiness(self.0 * holds as u16)
+        Readiness(self.0 * holds as u8)
     }
 
     #[inline]
@@ -106,7 +106,7 @@ impl Readiness {
     }
 
     #[inline]
-    pub(super) const fn bits(self) -> u16 {
+    pub(super) const fn bits(self) -> u8 {
         self.0
     }
 }

@@ -8,7 +8,7 @@ use super::poller::Readiness;
 use crate::batch::Batch;
 use crate::error::Errno;
 use crate::slots::reserve_gently;
-use crate::sys::{self, TRANSFER_MAX};
+use crate::sys::{self, Calls, NoWait, TRANSFER_MAX};
 use crate::{Completion, Counts, Lane};
 
 /// One place of the table, taken or not.
@@ -19,6 +19,7 @@ pub(super) struct Slot {
     /// is recognised.
     pub(super) generation: u32,
     pub(super) flags: Flags,
+    pub(super) no_wait: NoWait,
     ops: [Op; 2],
 }
 
@@ -43,55 +44,58 @@ pub(super) enum Op {
     Ready,
 }
 
-/// How a descriptor is read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// `recv(2)` and its kin, which take "do not block" as a flag.
-    Socket,
-    /// `read(2)` and its kin; the descriptor is in non-blocking mode.
-    File,
+/// How a descriptor is read and written, without blocking.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    /// By `recv(2)` and its kin.
+    Socket(RawFd),
+    /// What is no socket, by `read(2)` and its kin.
+    Other(Calls<'a>),
 }
 
-impl Source {
-    /// Writes once, without blocking.
+impl Source<'_> {
+    /// Reads once.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of `len` bytes.
     #[inline]
-    pub(super) fn write(
-        self,
-        counts: &mut Counts,
-        fd: RawFd,
-        bytes: &[u8],
-    ) -> Result<usize, Errno> {
-        counts.writes += 1;
-        match self {
-            Source::Socket => sys::send(fd, bytes),
-            Source::File => {
-                counts.others += sys::SIGPIPE_CALLS;
-                sys::write(fd, bytes)
+    pub(super) unsafe fn read(self, at: *mut u8, len: usize) -> Result<usize, Errno> {
+        // SAFETY: as the caller says.
+        unsafe {
+            match self {
+                Source::Socket(fd) => sys::uninterrupted(|| sys::recv(fd, at, len)),
+                Source::Other(mut calls) => calls.read(at, len),
             }
         }
     }
 
-    /// The same for several buffers.
-    pub(super) fn write_batch(
-        self,
-        counts: &mut Counts,
-        fd: RawFd,
-        batch: &mut Batch,
-    ) -> Result<usize, Errno> {
-        counts.writes += 1;
+    /// The same into memory that is initialised.
+    pub(super) fn read_into(self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        // SAFETY: `bytes` is borrowed for the call, mutably.
+        unsafe { self.read(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Writes once.
+    #[inline]
+    pub(super) fn write(self, bytes: &[u8]) -> Result<usize, Errno> {
         match self {
-            Source::Socket => batch.send(fd),
-            Source::File => {
-                counts.others += sys::SIGPIPE_CALLS;
-                batch.write(fd)
-            }
+            Source::Socket(fd) => sys::send(fd, bytes),
+            Source::Other(mut calls) => calls.write(bytes),
+        }
+    }
+
+    /// The same for several buffers.
+    pub(super) fn write_batch(self, batch: &mut Batch) -> Result<usize, Errno> {
+        match self {
+            Source::Socket(fd) => batch.send(fd),
+            Source::Other(calls) => batch.write(calls),
         }
     }
 }
 
 /// A set of facts about a slot.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Flags(u16);
+pub(super) struct Flags(u8);
 
 impl Flags {
     /// As far as is known, reading (writing) would not block. `ready(lane)` is the one for a lane.
@@ -104,9 +108,7 @@ impl Flags {
     /// A short transfer does not prove that nothing is left.
     pub(super) const DOUBT: Flags = Flags::from_event(Readiness::BEYOND_DATA);
     /// Not a socket.
-    pub(super) const FILE: Flags = Flags(1 << 8);
-    /// Came in blocking mode and goes back in it.
-    pub(super) const WAS_BLOCKING: Flags = Flags(1 << 9);
+    pub(super) const FILE: Flags = Flags(1 << 7);
 
     /// All that events can say.
     pub(super) const ALL_READY: Flags = Flags::from_event(Readiness::OVER);
@@ -175,11 +177,19 @@ impl Slot {
     }
 
     #[inline]
-    pub(super) fn source(&self) -> Source {
+    pub(super) fn source<'a>(&'a mut self, counts: &'a mut Counts) -> Source<'a> {
         if self.flags.has(Flags::FILE) {
-            Source::File
+            Source::Other(self.no_wait.calls(self.fd(), counts))
         } else {
-            Source::Socket
+            Source::Socket(self.fd())
+        }
+    }
+
+    /// Leaves the descriptor to others who may have it. What is theirs goes back as it came (pipes,
+    /// terminals). The mode of a socket is left alone: another watcher may count on it.
+    pub(super) fn let_go(&mut self, counts: &mut Counts) {
+        if self.flags.has(Flags::FILE) {
+            self.no_wait.calls(self.fd(), counts).restore();
         }
     }
 

@@ -702,7 +702,6 @@ fn accepts() {
     let to = listener.local_addr().unwrap();
     let duplicate = listener.try_clone().unwrap();
     rig.attach(3, listener, SocketKind::Listener);
-    assert!(is_nonblocking(&duplicate));
     rig.start(3, Lane::Read, Request::AcceptStream);
     rig.quiet();
     let peers: Vec<_> = (0..100).map(|_| TcpStream::connect(to).unwrap()).collect();
@@ -730,14 +729,22 @@ fn accepts() {
     assert!(!is_nonblocking(&duplicate));
 }
 
+/// Whoever else accepts from a listener may count on its mode; only `detach` restores it.
 #[test]
-fn drop_restores_blocking_mode() {
-    let mut rig = Rig::new();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let duplicate = listener.try_clone().unwrap();
-    rig.attach(0, listener, SocketKind::Listener);
-    drop(rig);
-    assert!(!is_nonblocking(&duplicate));
+fn closed_listener_keeps_its_mode() {
+    let endings: [fn(Rig); 2] = [|mut rig| drop(rig.backend.release(0)), drop];
+    for end in endings {
+        let mut rig = Rig::new();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let duplicate = listener.try_clone().unwrap();
+        rig.attach(0, listener, SocketKind::Listener);
+        rig.start(0, Lane::Read, Request::Accept);
+        let _peer = TcpStream::connect(to).unwrap();
+        assert_eq!(rig.one().result, Ok(0));
+        end(rig);
+        assert!(is_nonblocking(&duplicate));
+    }
 }
 
 fn start_connect(rig: &mut Rig, slot: u32, to: impl Into<Address>) {
@@ -931,7 +938,6 @@ fn pipes_work_and_go_back_as_they_came() {
     let (from, to) = std::io::pipe().unwrap();
     rig.attach(0, from, SocketKind::Other);
     rig.attach(1, to, SocketKind::Other);
-    assert!(is_nonblocking(&rig.backend.socket(0).unwrap()));
     rig.start(0, Lane::Read, Request::ReadSwap);
     rig.write(1, b"through");
     let mut results = rig.completions();

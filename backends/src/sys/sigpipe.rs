@@ -35,7 +35,7 @@ pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<bool, Errn
 }
 
 /// The calls beside the write itself that a write to a pipe takes.
-pub(crate) use self::pipe::SIGPIPE_CALLS;
+pub(super) use self::pipe::SIGPIPE_CALLS;
 pub(super) use self::pipe::without_sigpipe;
 
 /// The descriptor was told, by [`silence`].

@@ -5,7 +5,8 @@ use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::slots::reserve_gently;
-use crate::{Lane, Place, SocketKind};
+use crate::sys::NoWait;
+use crate::{Counts, Lane, Place, SocketKind};
 
 /// From so many bytes on, the next read polls first: messages of 64 KiB cost a fifth less then, as they
 /// are not read in the pieces in which they arrive; from 16 KiB down they cost more; measured.
@@ -26,7 +27,8 @@ pub(super) struct Socket {
     /// By lane: what runs there was cancelled.
     cancelled: [bool; 2],
     pub(super) is_other: bool,
-    was_blocking: bool,
+    /// If it is no socket.
+    pub(super) no_wait: NoWait,
     /// What came last was large: more of it is worth waiting for.
     pub(super) is_bulky: bool,
 }
@@ -67,7 +69,7 @@ const NO_SOCKET: Socket = Socket {
     ops: [Op::Idle; 2],
     cancelled: [false; 2],
     is_other: false,
-    was_blocking: false,
+    no_wait: NoWait::ByFlag,
     is_bulky: false,
 };
 
@@ -101,6 +103,13 @@ impl Socket {
         std::mem::take(&mut self.cancelled[lane as usize])
     }
 
+    /// The descriptor, once.
+    fn take(&mut self) -> Option<OwnedFd> {
+        let fd = std::mem::replace(&mut self.fd, EMPTY);
+        // SAFETY: `attach` took it from an `OwnedFd`; it is taken out once, just now.
+        (fd != EMPTY).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
     /// Learns from what a swap read brought.
     #[inline(always)]
     pub(super) fn learn(&mut self, len: u32) {
@@ -109,13 +118,7 @@ impl Socket {
 }
 
 impl InFlight {
-    pub(super) fn attach(
-        &mut self,
-        slot: u32,
-        socket: OwnedFd,
-        kind: SocketKind,
-        was_blocking: bool,
-    ) {
+    pub(super) fn attach(&mut self, slot: u32, socket: OwnedFd, kind: SocketKind) {
         let index = slot as usize;
         while self.sockets.len() <= index {
             reserve_gently(&mut self.sockets);
@@ -126,22 +129,24 @@ impl InFlight {
         *entry = Socket {
             fd: socket.into_raw_fd(),
             is_other: kind == SocketKind::Other,
-            was_blocking,
+            no_wait: NoWait::default(),
             is_bulky: false,
             ..*entry
         };
     }
 
-    /// The socket, and whether it came in blocking mode and was switched.
-    pub(super) fn detach(&mut self, slot: u32) -> Option<(OwnedFd, bool)> {
+    /// The socket, in the blocking mode in which it came.
+    pub(super) fn detach(&mut self, slot: u32, counts: &mut Counts) -> Option<OwnedFd> {
         let entry = self.get_mut(slot)?;
-        let fd = std::mem::replace(&mut entry.fd, EMPTY);
-        if fd == EMPTY {
-            return None;
+        entry.no_wait.calls(entry.fd, counts).restore();
+        entry.take()
+    }
+
+    /// Closes all sockets. Others that have them find them in the blocking mode in which they came.
+    pub(super) fn close_all(&mut self, counts: &mut Counts) {
+        for slot in 0..self.sockets.len() {
+            drop(self.detach(slot as u32, counts));
         }
-        let was_blocking = entry.was_blocking;
-        // SAFETY: `attach` took it from an `OwnedFd`; it is taken out once, just now.
-        Some((unsafe { OwnedFd::from_raw_fd(fd) }, was_blocking))
     }
 
     pub(super) fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
@@ -183,8 +188,8 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        for slot in 0..self.sockets.len() {
-            drop(self.detach(slot as u32));
+        for socket in &mut self.sockets {
+            drop(socket.take());
         }
     }
 }

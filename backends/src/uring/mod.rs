@@ -22,7 +22,7 @@ mod teardown;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -351,24 +351,12 @@ impl Backend for Uring {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)> {
-        let mut was_blocking = false;
-        if kind == SocketKind::Other {
-            match self.counts.set_nonblocking(socket.as_fd(), true) {
-                Ok(was_on) => was_blocking = !was_on,
-                Err(errno) => return Err((errno, socket)),
-            }
-        }
-        self.in_flight.attach(slot, socket, kind, was_blocking);
+        self.in_flight.attach(slot, socket, kind);
         Ok(())
     }
 
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
-        let (socket, was_blocking) = self.in_flight.detach(slot)?;
-        if was_blocking {
-            // If it fails the socket merely stays non-blocking.
-            let _ = self.counts.set_nonblocking(socket.as_fd(), false);
-        }
-        Some(socket)
+        self.in_flight.detach(slot, &mut self.counts)
     }
 
     fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {

@@ -9,7 +9,6 @@ use super::entries::poll_entry;
 use super::in_flight::Op;
 use crate::error::Errno;
 use crate::swap::Filling;
-use crate::sys;
 use crate::{Completion, Interest, Lane, Payload, Place, Request};
 
 /// The block that their swap reads fill. Of the pool that sockets use, too; but those read into
@@ -47,9 +46,8 @@ impl Uring {
         op: Op,
         polled: Result<u32, Errno>,
     ) -> Option<Completion> {
-        let socket = *self.in_flight.get(at.slot())?;
-        let cancelled = socket.is_cancelled(at.lane());
-        let result = match polled.and_then(|_| self.transfer(at, op, socket.fd)) {
+        let cancelled = self.in_flight.get(at.slot())?.is_cancelled(at.lane());
+        let result = match polled.and_then(|_| self.transfer(at, op)) {
             // A private read does not wait.
             Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled && op != Op::PolledPrivate => {
                 self.poll_again(at);
@@ -79,30 +77,35 @@ impl Uring {
         unsafe { self.push(entry) };
     }
 
-    fn transfer(&mut self, at: Place, op: Op, fd: i32) -> Result<usize, Errno> {
+    fn transfer(&mut self, at: Place, op: Op) -> Result<usize, Errno> {
+        let socket = self.in_flight.get_mut(at.slot());
+        let socket = socket.ok_or(Errno(libc::EBADF))?;
         match (op, at.lane()) {
             (Op::PolledTransfer, Lane::Read) => {
                 self.counts.reads += 1;
-                sys::read_into(fd, self.loads.unread(at))
+                let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
+                calls.read_into(self.loads.unread(at))
             }
             (Op::PolledTransfer, Lane::Write) => {
                 self.counts.writes += 1;
-                self.counts.others += sys::SIGPIPE_CALLS;
+                let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
                 match self.loads.batch(at) {
-                    Some(batch) => batch.write(fd),
-                    None => sys::write(fd, self.loads.unwritten(at)),
+                    Some(batch) => batch.write(calls),
+                    None => calls.write(self.loads.unwritten(at)),
                 }
             }
             (Op::PolledPrivate, _) => {
                 self.counts.reads += 1;
-                self.read_private(at, fd)
+                self.read_private(at)
             }
-            _ => self.read_swap(at, op, fd),
+            _ => self.read_swap(at, op),
         }
     }
 
-    fn read_swap(&mut self, at: Place, op: Op, fd: i32) -> Result<usize, Errno> {
+    fn read_swap(&mut self, at: Place, op: Op) -> Result<usize, Errno> {
         self.counts.reads += 1;
+        let socket = self.in_flight.get_mut(at.slot());
+        let socket = socket.ok_or(Errno(libc::EBADF))?;
         let polled = &mut self.polled;
         if polled.filling.as_ref().is_none_or(is_nearly_full) {
             polled.filling = None;
@@ -110,8 +113,9 @@ impl Uring {
         }
         let filling = polled.filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
         let (tail, room) = filling.tail();
+        let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
         // SAFETY: the tail is valid for writes of `room` bytes.
-        let len = unsafe { sys::read(fd, tail, room) }?;
+        let len = unsafe { calls.read(tail, room) }?;
         if len == 0 {
             return Ok(0);
         }

@@ -10,7 +10,7 @@ use super::Uring;
 use super::in_flight::Op;
 use crate::error::Errno;
 use crate::swap::Filling;
-use crate::{Completion, Payload, Place, sys};
+use crate::{Completion, Payload, Place};
 
 /// The blocks that the kernel may write to, until the completion of their read.
 pub(super) type PrivateReads = BTreeMap<Place, Filling>;
@@ -48,11 +48,14 @@ impl Uring {
     }
 
     /// Reads privately from what is no socket, at once.
-    pub(super) fn read_private(&mut self, at: Place, fd: i32) -> Result<usize, Errno> {
+    pub(super) fn read_private(&mut self, at: Place) -> Result<usize, Errno> {
         let mut filling = self.private_block(at)?;
         let (room, size) = filling.tail();
+        let socket = self.in_flight.get_mut(at.slot());
+        let socket = socket.ok_or(Errno(libc::EBADF))?;
+        let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
         // SAFETY: the block has room for `size` bytes, and nobody else writes to it.
-        let len = unsafe { sys::read(fd, room, size) }?;
+        let len = unsafe { calls.read(room, size) }?;
         if len > 0 {
             // SAFETY: `read(2)` wrote these bytes.
             self.brought = Payload::Lease(unsafe { filling.lease(len, None) });

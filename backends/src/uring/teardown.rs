@@ -146,7 +146,7 @@ impl Drop for Uring {
         // runs and they are not used again; nor is `ring`.
         drop(unsafe { Box::from_raw(ring.cast_mut()) });
         // Before the wait: peers see their end as soon as the kernel has let go of the sockets, too.
-        drop(std::mem::take(&mut self.in_flight));
+        self.in_flight.close_all(&mut self.counts);
         // SAFETY: taken once, here, and not used afterwards.
         let (exit, loads, buffers, private) = unsafe {
             (

@@ -181,7 +181,7 @@ fn is_readable_while_there_are_events() {
     drop(ours);
 }
 
-/// And by another queue: for reading only, and without a word about non-blocking mode.
+/// And by another queue: for reading only.
 #[test]
 fn is_watched_by_another_queue() {
     let (inner, ours, mut peer) = watching();
@@ -193,7 +193,6 @@ fn is_watched_by_another_queue() {
     assert_eq!(read, Ok(()));
     let words = [libc::EINVAL, libc::EOPNOTSUPP, libc::EPERM].map(|it| Err(Errno(it)));
     assert!(words.contains(&write), "{write:?}");
-    crate::sys::set_nonblocking(inner.as_fd(), true).unwrap();
     for _ in 0..2 {
         silent(&outer, "nothing is new");
         peer.write_all(b"x").unwrap();

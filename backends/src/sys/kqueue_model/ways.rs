@@ -78,7 +78,7 @@ impl Ways {
                 }
             }
             libc::S_IFIFO if said() & libc::POLLERR != 0 => Err(Errno(libc::EPIPE)),
-            NO_FILE if is_queue(what) => Err(Errno(libc::EINVAL)),
+            NO_FILE if is_queue(what.as_raw_fd()) => Err(Errno(libc::EINVAL)),
             _ => Ok(()),
         }
     }
@@ -130,7 +130,7 @@ pub(in crate::sys) fn listener_reads(
 }
 
 /// `fcntl(2)` with `F_SETFL` ends so for a kqueue.
-pub(in crate::sys) fn may_set_flags(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(in crate::sys) fn may_set_flags(fd: RawFd) -> Result<(), Errno> {
     if is_queue(fd) {
         return Err(Errno(libc::ENOTTY));
     }
@@ -138,11 +138,11 @@ pub(in crate::sys) fn may_set_flags(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 }
 
 /// Whether this is a queue, or any other epoll instance, under whatever number.
-pub(in crate::sys) fn is_queue(fd: BorrowedFd<'_>) -> bool {
+pub(in crate::sys) fn is_queue(fd: RawFd) -> bool {
     const EPOLL: &[u8] = b"anon_inode:[eventpoll]";
     // Not on the heap, as the table of descriptors.
     let (mut path, mut target) = ([0; 32], [0; EPOLL.len() + 1]);
-    if write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).is_err() {
+    if write!(&mut path[..31], "/proc/self/fd/{fd}").is_err() {
         return false;
     }
     let (from, to) = (path.as_ptr().cast(), target.as_mut_ptr());
