@@ -9,7 +9,7 @@ use std::num::NonZeroI32;
 use gaio_backends::{Lane, Load, Place, SocketKind, is_overgrown, reserve_gently};
 
 use crate::conn::Conn;
-use crate::request::{Backlog, Key, OpId, Pending, Position, Queued};
+use crate::request::{Backlog, Key, OpId, Pending, Position, Queued, Sequence};
 
 /// No request: the end of a list.
 const NONE: u32 = u32::MAX;
@@ -283,6 +283,19 @@ impl<C> ConnTable<C> {
         firsts.chain(behind)
     }
 
+    /// Gives the pending requests new numbers, in the old order, of which the highest is `last`.
+    #[cold]
+    pub(crate) fn renumber(&mut self, last: Sequence) {
+        let age = |(_, key)| Some((self.request(key)?.sequence.age(last), key));
+        let mut all: Vec<(u32, Key)> = self.keys().filter_map(age).collect();
+        all.sort_unstable_by_key(|&(age, _)| age);
+        for ((_, key), age) in all.into_iter().zip(0..) {
+            if let Some(pending) = self.request_mut(key) {
+                pending.sequence = Sequence::of_age(age, last);
+            }
+        }
+    }
+
     /// The keys of all timers.
     pub(crate) fn timers(&self) -> Vec<Key> {
         let timers = self.behind.iter().filter(|(_, queued)| queued.at.is_none());
@@ -419,13 +432,13 @@ impl<C> ConnTable<C> {
 mod tests {
     use super::*;
     use crate::conn::ConnIds;
-    use crate::request::{OpIds, Ticket, What};
+    use crate::request::{OpIds, What};
 
     #[test]
     fn order_survives_a_flood() {
         let (ids, mut ops) = (ConnIds::new(), OpIds::new());
         let mut table = ConnTable::default();
-        let mut pending = |what| Pending::new(ops.next(), Ticket::new(0, false), what, ());
+        let mut pending = |what| Pending::new(ops.next(), Sequence::last(0), what, (), None);
         let lanes: Vec<Place> = (0..3)
             .filter_map(|_| ids.allocate())
             .map(|conn| {

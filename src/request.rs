@@ -76,35 +76,27 @@ pub(crate) enum What {
     AcceptOne,
     Connect,
     Shutdown(Shutdown),
-    /// `ready`, for reading.
-    Readable,
-    /// `ready`, for writing.
-    Writable,
+    Ready(Interest),
     Timer,
 }
 
 impl What {
-    pub(crate) fn ready(interest: Interest) -> Self {
-        match interest {
-            Interest::Readable => What::Readable,
-            Interest::Writable => What::Writable,
-        }
-    }
-
     /// The lane in which a request waits its turn.
     #[inline(always)]
     pub(crate) fn lane(self) -> Lane {
         match self {
-            What::Write | What::Connect | What::Shutdown(_) | What::Writable | What::Timer => {
-                Lane::Write
-            }
+            What::Write
+            | What::Connect
+            | What::Shutdown(_)
+            | What::Ready(Interest::Writable)
+            | What::Timer => Lane::Write,
             What::ReadSwap
             | What::Read
             | What::ReadFull
             | What::ReadStream
             | What::Accept
             | What::AcceptOne
-            | What::Readable => Lane::Read,
+            | What::Ready(Interest::Readable) => Lane::Read,
         }
     }
 
@@ -116,7 +108,7 @@ impl What {
             What::Accept | What::AcceptOne => Operation::Accept,
             What::Connect => Operation::Connect,
             What::Shutdown(_) => Operation::Shutdown,
-            What::Readable | What::Writable => Operation::Ready,
+            What::Ready(_) => Operation::Ready,
             What::Timer => Operation::Timer,
         }
     }
@@ -194,10 +186,11 @@ impl<C> Order<C> {
 #[derive(Debug)]
 pub(crate) struct Pending<C> {
     pub(crate) op: OpId,
-    pub(crate) ticket: Ticket,
+    pub(crate) sequence: Sequence,
     pub(crate) what: What,
     /// Why it is being ended before its time.
     pub(crate) end: Option<ErrorKind>,
+    pub(crate) has_deadline: bool,
     pub(crate) context: C,
 }
 
@@ -205,53 +198,52 @@ const _: () = assert!(size_of::<Option<Pending<()>>>() == 16);
 
 impl<C> Pending<C> {
     #[inline(always)]
-    pub(crate) fn new(op: OpId, ticket: Ticket, what: What, context: C) -> Self {
+    pub(crate) fn new(
+        op: OpId,
+        sequence: Sequence,
+        what: What,
+        context: C,
+        deadline: Option<Instant>,
+    ) -> Self {
         Pending {
             op,
-            ticket,
+            sequence,
             what,
             end: None,
+            has_deadline: deadline.is_some(),
             context,
         }
     }
 }
 
-/// The number of a request in the order of acceptance, and whether it has a deadline, in six bytes.
-///
-/// The number has 47 bits and wraps around: tickets are told apart as long as fewer than 2^46
-/// requests are accepted while one is pending, which at a million a second is two years.
-#[derive(Clone, Copy, Debug)]
-#[repr(Rust, packed(2))]
-pub(crate) struct Ticket {
-    low: u32,
-    high: u16,
-}
+/// Where a request stands in the order of acceptance. It is small, and wraps around: those that are
+/// pending get new ones before it matters ([`Sequence::LIFE`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sequence(u32);
 
-impl Ticket {
+impl Sequence {
+    /// After so many requests, those that are pending get new numbers. Twice as many may lie between
+    /// two that are told apart.
+    pub(crate) const LIFE: u64 = 1 << 30;
+
+    /// The last one of so many requests.
     #[inline(always)]
-    pub(crate) fn new(number: u64, has_deadline: bool) -> Self {
-        let bits = number << 1 | u64::from(has_deadline);
-        Ticket {
-            low: bits as u32,
-            high: (bits >> 32) as u16,
-        }
+    pub(crate) fn last(accepted: u64) -> Self {
+        Sequence(accepted as u32)
     }
 
-    #[inline(always)]
-    pub(crate) fn has_deadline(self) -> bool {
-        self.low & 1 != 0
+    /// How many requests were accepted after this one, up to that one.
+    pub(crate) fn age(self, last: Sequence) -> u32 {
+        last.0.wrapping_sub(self.0)
     }
 
-    /// The deadline has come.
-    pub(crate) fn clear_deadline(&mut self) {
-        self.low &= !1;
+    /// The one that has this age.
+    pub(crate) fn of_age(age: u32, last: Sequence) -> Self {
+        Sequence(last.0.wrapping_sub(age))
     }
 
-    /// Whether this one was accepted before the other.
-    pub(crate) fn is_before(self, other: Ticket) -> bool {
-        // At the top of the word, where the difference wraps around as the numbers do.
-        let number = |it: Ticket| (u64::from(it.high) << 32 | u64::from(it.low & !1)) << 16;
-        (number(self).wrapping_sub(number(other)) as i64) < 0
+    pub(crate) fn is_before(self, other: Sequence) -> bool {
+        (self.0.wrapping_sub(other.0) as i32) < 0
     }
 }
 
@@ -383,44 +375,6 @@ mod tests {
     #[test]
     fn numbers_of_two_watchers_differ() {
         assert_ne!(OpIds::new().next(), OpIds::new().next());
-    }
-
-    #[test]
-    fn tickets_keep_their_order() {
-        let ages = [
-            1,
-            1 << 31,
-            (1 << 31) + 1,
-            1 << 32,
-            (1 << 32) + 1,
-            (1 << 46) - 1,
-        ];
-        let starts = [
-            0,
-            1,
-            (1 << 31) - 1,
-            (1 << 32) - 1,
-            (1 << 47) - 1,
-            1 << 47,
-            1 << 48,
-        ];
-        for (start, age) in starts.into_iter().flat_map(|s| ages.map(|age| (s, age))) {
-            for (first_deadline, then_deadline) in [(false, true), (true, false)] {
-                let first = Ticket::new(start, first_deadline);
-                let then = Ticket::new(start + age, then_deadline);
-                assert!(first.is_before(then), "{start}, then {age} more");
-                assert!(!then.is_before(first), "{start}, then {age} more");
-                assert_eq!(first.has_deadline(), first_deadline);
-            }
-        }
-    }
-
-    #[test]
-    fn a_deadline_comes_once() {
-        let mut ticket = Ticket::new(u64::MAX, true);
-        ticket.clear_deadline();
-        assert!(!ticket.has_deadline());
-        assert!(ticket.is_before(Ticket::new(0, false)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::Engine;
 use crate::conn::Conn;
 use crate::conn_table::{Phase, Stage};
 use crate::inbox::Message;
-use crate::request::{Key, OpId, Operation, Order, Pending, Ticket, What};
+use crate::request::{Key, OpId, Operation, Order, Pending, Sequence, What};
 use crate::results::OpResult;
 
 impl<C> Engine<C> {
@@ -27,7 +27,7 @@ impl<C> Engine<C> {
         let is_listener = state.phase == Phase::Listening;
         let fits = match order.what {
             What::Accept | What::AcceptOne => is_listener,
-            What::Readable | What::Writable => true,
+            What::Ready(_) => true,
             _ => !is_listener,
         };
         match &order.load {
@@ -59,8 +59,8 @@ impl<C> Engine<C> {
         lane.in_flight = 1;
         let op = self.ops.next();
         self.counts.accepted += 1;
-        let ticket = Ticket::new(self.counts.accepted, false);
-        lane.first = Some(Pending::new(op, ticket, What::ReadSwap, context));
+        let sequence = Sequence::last(self.counts.accepted);
+        lane.first = Some(Pending::new(op, sequence, What::ReadSwap, context, None));
         self.by_op.note(op, Key::first(at));
         Ok(op)
     }
@@ -92,11 +92,11 @@ impl<C> Engine<C> {
         let at = Place::new(conn.slot(), Lane::Write);
         let op = self.ops.next();
         self.counts.accepted += 1;
-        let ticket = Ticket::new(self.counts.accepted, false);
+        let sequence = Sequence::last(self.counts.accepted);
         backend.loads().put_part(at, buffer, 0, len);
         if let Some(lane) = self.conns.lane_mut(at) {
             lane.stage = Stage::Dirty;
-            lane.first = Some(Pending::new(op, ticket, What::Write, context));
+            lane.first = Some(Pending::new(op, sequence, What::Write, context, None));
         }
         self.dirty.push(at);
         self.by_op.note(op, Key::first(at));
@@ -149,7 +149,7 @@ impl<C> Engine<C> {
         self.mark_dirty(at);
     }
 
-    fn pending(
+    pub(super) fn pending(
         &mut self,
         op: OpId,
         what: What,
@@ -157,8 +157,8 @@ impl<C> Engine<C> {
         deadline: Option<Instant>,
     ) -> Pending<C> {
         self.counts.accepted += 1;
-        let ticket = Ticket::new(self.counts.accepted, deadline.is_some());
-        Pending::new(op, ticket, what, context)
+        let sequence = Sequence::last(self.counts.accepted);
+        Pending::new(op, sequence, what, context, deadline)
     }
 
     /// Notes by what a new request is found.

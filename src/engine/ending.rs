@@ -40,7 +40,7 @@ impl<C> Engine<C> {
             let Some(pending) = self.conns.request_mut(key) else {
                 continue;
             };
-            pending.ticket.clear_deadline();
+            pending.has_deadline = false;
             if pending.what == What::Timer {
                 self.finish(backend, key, None);
             } else {
@@ -49,11 +49,7 @@ impl<C> Engine<C> {
         }
         for (at, key) in postponed {
             // Unless it ended meanwhile, with the connect that it waited for.
-            if self
-                .conns
-                .request(key)
-                .is_some_and(|p| p.ticket.has_deadline())
-            {
+            if self.conns.request(key).is_some_and(|p| p.has_deadline) {
                 self.deadlines.insert(key, at);
             }
         }
@@ -185,7 +181,7 @@ impl<C> Engine<C> {
         let firsts = Lane::BOTH.map(|lane| Key::first(Place::new(slot, lane)));
         let [read, write] = firsts.map(|key| Some((key, self.conns.request(key)?)));
         let oldest = match (read, write) {
-            (Some((_, r)), Some((_, w))) if w.ticket.is_before(r.ticket) => write,
+            (Some((_, r)), Some((_, w))) if w.sequence.is_before(r.sequence) => write,
             (None, write) => write,
             (read, _) => read,
         };
@@ -217,5 +213,47 @@ impl<C> Engine<C> {
     /// Whether, after `close`, everything has ended and was handed out.
     pub(crate) fn is_over(&self) -> bool {
         self.closed && self.pending_count() == 0 && self.out.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use gaio_backends::SocketKind;
+
+    use super::*;
+    use crate::conn::ConnIds;
+
+    /// A request of a lane that is pending for ever, while billions of others come and go.
+    #[test]
+    fn order_outlives_any_number_of_requests() {
+        let ids = Arc::new(ConnIds::new());
+        let mut engine = Engine::new(Arc::clone(&ids), 1, 1);
+        for first in Lane::BOTH {
+            for (turns, requests) in [(1, 10), (3, 1 << 30), (5, (1 << 30) - 1), (40, 3 << 29)] {
+                let conn = ids.allocate().unwrap_or(Conn::NONE);
+                engine.conns.open(conn, SocketKind::Stream);
+                let then = Lane::BOTH.into_iter().find(|lane| *lane != first);
+                for lane in [first].into_iter().chain(then) {
+                    let op = engine.ops.next();
+                    let pending = engine.pending(op, What::ReadSwap, (), None);
+                    if let Some(state) = engine.conns.lane_mut(Place::new(conn.slot(), lane)) {
+                        state.first = Some(pending);
+                    }
+                    for _ in 0..turns {
+                        engine.counts.accepted += requests;
+                        engine.begin_turn();
+                    }
+                }
+                let oldest = engine.oldest(conn.slot()).map(|(key, _)| key);
+                let expected = Key::first(Place::new(conn.slot(), first));
+                assert_eq!(
+                    oldest,
+                    Some(expected),
+                    "{turns} turns with {requests} requests"
+                );
+            }
+        }
     }
 }

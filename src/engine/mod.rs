@@ -25,7 +25,7 @@ use self::waiting::Waiting;
 use crate::conn::{Conn, ConnIds};
 use crate::conn_table::{ConnTable, Stage};
 use crate::deadlines::Deadlines;
-use crate::request::{Key, OpId, OpIds, OpIndex, Order, Pending, Position, What};
+use crate::request::{Key, OpId, OpIds, OpIndex, Order, Pending, Position, Sequence, What};
 use crate::results::OpResult;
 
 /// Everything a watcher knows that is not the kernel's.
@@ -59,6 +59,8 @@ pub(crate) struct Engine<C> {
     clone_context: Option<fn(&C) -> C>,
     pub(crate) closed: bool,
     pub(crate) counts: EngineCounts,
+    /// How many requests had been accepted when the pending ones got new numbers.
+    renumbered: u64,
 }
 
 /// What only the engine can count.
@@ -97,6 +99,7 @@ impl<C> Engine<C> {
             clone_context: None,
             closed: false,
             counts: EngineCounts::default(),
+            renumbered: 0,
         }
     }
 
@@ -167,12 +170,7 @@ impl<C> Engine<C> {
         }
         let conn = queued.at.and_then(|at| self.conns.get(at.slot()));
         let conn = conn.map_or(Conn::NONE, |state| state.conn);
-        self.forget(
-            key,
-            queued.pending.op,
-            queued.pending.ticket.has_deadline(),
-            error,
-        );
+        self.forget(key, queued.pending.op, queued.pending.has_deadline, error);
         self.emit_last(conn, queued.pending, error, buffer, done);
     }
 
@@ -195,12 +193,7 @@ impl<C> Engine<C> {
         };
         (lane.misses, lane.private) = (0, false);
         let has_more = lane.has_more();
-        self.forget(
-            Key::first(at),
-            pending.op,
-            pending.ticket.has_deadline(),
-            error,
-        );
+        self.forget(Key::first(at), pending.op, pending.has_deadline, error);
         if has_more {
             self.promote(backend.loads(), at);
         }
@@ -215,7 +208,7 @@ impl<C> Engine<C> {
         };
         let first = Key::first(at);
         self.by_op.note(next.pending.op, first);
-        if next.pending.ticket.has_deadline() {
+        if next.pending.has_deadline {
             self.deadlines.rename(key, first);
         }
         loads.put(at, next.load);
@@ -277,6 +270,10 @@ impl<C> Engine<C> {
             self.ids.release(conn);
         }
         self.shrink_overgrown();
+        if self.counts.accepted - self.renumbered >= Sequence::LIFE {
+            self.renumbered = self.counts.accepted;
+            self.conns.renumber(Sequence::last(self.counts.accepted));
+        }
     }
 
     /// Gives back the memory of a flood of requests once it is over. Only here, between two turns, because
@@ -297,7 +294,7 @@ impl<C> Engine<C> {
             // An earlier one has left the key `to`: they come in order, and closer together.
             if let Some(pending) = self.conns.request(to) {
                 self.by_op.note(pending.op, to);
-                if pending.ticket.has_deadline() {
+                if pending.has_deadline {
                     self.deadlines.rename(from, to);
                 }
             }

@@ -29,7 +29,7 @@ impl<C, B: Backend> Sink<B> for Engine<C> {
                 let has_more = lane.has_more();
                 let size = lease.len();
                 self.note_swap_read(size);
-                self.tidy_up(backend, at, has_more, first.op, first.ticket.has_deadline());
+                self.tidy_up(backend, at, has_more, first.op, first.has_deadline);
                 let (op, context) = (first.op, first.context);
                 self.out.push_with(move || {
                     OpResult::last(Operation::Read, op, conn, context, lease.into(), size, None)
@@ -112,7 +112,7 @@ impl<C> Engine<C> {
             Some(first) => {
                 lane.in_flight = 0;
                 let has_more = lane.has_more();
-                self.tidy_up(backend, at, has_more, first.op, first.ticket.has_deadline());
+                self.tidy_up(backend, at, has_more, first.op, first.has_deadline);
                 let (op, context) = (first.op, first.context);
                 self.out.push_with(move || {
                     OpResult::last(Operation::Write, op, conn, context, buffer, size, None)

@@ -1,7 +1,7 @@
 //! Handing requests to the backend: the first of each lane that is idle; neighbouring writes
 //! together, in one vectored call.
 
-use gaio_backends::{Backend, Error, Interest, Lane, Place, Request, WRITES_MAX, is_overgrown};
+use gaio_backends::{Backend, Error, Lane, Place, Request, WRITES_MAX, is_overgrown};
 
 use super::Engine;
 use crate::conn_table::{Phase, Stage};
@@ -102,8 +102,7 @@ impl<C> Engine<C> {
             What::Accept => Request::AcceptStream,
             What::AcceptOne => Request::Accept,
             What::Connect => Request::Connect,
-            What::Readable => Request::Ready(Interest::Readable),
-            What::Writable => Request::Ready(Interest::Writable),
+            What::Ready(interest) => Request::Ready(interest),
             What::Shutdown(how) => {
                 let result = backend.shutdown(at.slot(), how);
                 return self.finish_with(backend, at, result.map(|()| 0));

@@ -265,7 +265,7 @@ impl<C> Watcher<C> {
     /// # Errors
     /// `ConnClosed`, `WatcherClosed`, `WrongThread`, `Forked`.
     pub fn ready(&mut self, ctx: C, conn: Conn, interest: Interest) -> Result<OpId, Rejected<C>> {
-        self.submit_plain(What::ready(interest), ctx, conn)
+        self.submit_plain(What::Ready(interest), ctx, conn)
     }
 
     /// Gives a result at a point in time.
