@@ -8,6 +8,8 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+#[cfg(gaio_epoll)]
+use std::os::fd::FromRawFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
@@ -189,6 +191,27 @@ backends! {
                 assert!(is_blocking(&writer), "{name}");
             }
         }
+    }
+
+    /// An eventfd takes the flag for reads alone.
+    #[cfg(gaio_epoll)]
+    fn eventfd_goes_back_as_it_came(kind: BackendKind) {
+        // SAFETY: the call takes numbers, and makes the descriptor that is owned then.
+        let event = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+        let mut watcher = watcher::<()>(kind);
+        let conn = watcher.delegate(event.try_clone().unwrap()).unwrap();
+        for _ in 0..2 {
+            watcher.write((), conn, vec![1; 8]).unwrap();
+            assert_eq!(next(&mut watcher).size, 8);
+            watcher.read((), conn, None).unwrap();
+            assert_eq!(next(&mut watcher).data(), [1; 8]);
+            let waits = watcher.read((), conn, None).unwrap();
+            quiet(&mut watcher);
+            assert!(watcher.cancel(waits));
+            next(&mut watcher);
+        }
+        drop(watcher);
+        assert!(is_blocking(&event));
     }
 
     /// A socket comes back as it came, by `reclaim`.
