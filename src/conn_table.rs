@@ -87,7 +87,7 @@ pub(crate) enum Stage {
     Starved,
     /// A stream over its window, for leases of its own.
     Paused,
-    /// To be started before all others: its turn for a buffer has come.
+    /// To be started: its turn for a buffer has come, and it does not wait again.
     Served,
 }
 

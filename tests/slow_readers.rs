@@ -145,6 +145,43 @@ backends! {
         assert!(calls <= 6 * READERS as u64, "{calls} system calls");
     }
 
+    /// More streams wait for buffers than can go on at once when buffers come back: all get on, in turn.
+    fn streams_wait_for_their_turn(kind: BackendKind) {
+        const POOL: usize = 16 << 10;
+        const STREAMS: usize = 40;
+        const EACH: usize = 8_000;
+        let builder = builder(kind).swap_buffers(16).swap_buffer_size(1024);
+        let mut watcher = builder.build().unwrap();
+        let (hog, mut hog_peer) = connect_to(&mut watcher);
+        hog_peer.write_all(&[0; POOL]).unwrap();
+        let mut hoard = Vec::new();
+        while hoard.iter().map(|res: &OpResult<usize>| res.size).sum::<usize>() < POOL {
+            watcher.read(STREAMS, hog, None).unwrap();
+            hoard.push(next(&mut watcher));
+        }
+        let mut peers = Vec::new();
+        for index in 0..STREAMS {
+            let (conn, mut peer) = connect_to(&mut watcher);
+            watcher.read_stream(index, conn).unwrap();
+            write_pattern(&mut peer, index, EACH);
+            peers.push(peer);
+        }
+        let mut seen = [0; STREAMS];
+        let mut take = |res: &OpResult<usize>| {
+            assert!(res.error.is_none() && is_pattern(res.context + seen[res.context], res.data()));
+            seen[res.context] += res.size;
+            seen.iter().sum::<usize>()
+        };
+        let (mut kept, mut results) = (Vec::new(), Results::new());
+        while watcher.wait_io_timeout(&mut results, GLANCE).unwrap() > 0 {
+            kept.extend(results.drain().inspect(|res| {
+                take(res);
+            }));
+        }
+        hoard.clear();
+        while take(&next(&mut watcher)) < STREAMS * EACH {}
+    }
+
     /// Without memory for another buffer, reads wait as if the pool were used up: without work.
     fn no_memory(kind: BackendKind) {
         in_child(module_path!(), kind, || {

@@ -252,12 +252,10 @@ impl<C> Engine<C> {
 
     /// The lane's first request is to be started before all others.
     fn mark_urgent(&mut self, at: Place) {
-        if let Some(lane) = self.conns.lane_mut(at)
-            && lane.stage == Stage::None
-        {
-            lane.stage = Stage::Served;
+        let lane = self.conns.lane(at);
+        if lane.is_some_and(|lane| lane.stage == Stage::None) {
+            self.mark_served(at);
             self.waiting.urgent.push(at);
-            self.crowded = true;
         }
     }
 
@@ -316,8 +314,8 @@ impl<C> Engine<C> {
             let Some(at) = self.waiting.reads.pop(&self.conns, false) else {
                 break;
             };
-            self.unmark_starved(at);
-            self.mark_urgent(at);
+            self.mark_served(at);
+            self.waiting.urgent.push(at);
         }
         let quarter = backend.pool().size_max() / 4;
         let streams = match room.bytes.checked_sub(quarter) {
@@ -328,15 +326,18 @@ impl<C> Engine<C> {
             let Some(at) = self.waiting.streams.pop(&self.conns, true) else {
                 break;
             };
-            self.unmark_starved(at);
-            self.mark_dirty(at);
+            self.mark_served(at);
+            self.dirty.push(at);
         }
     }
 
-    fn unmark_starved(&mut self, at: Place) {
+    /// The lane's first request waited for its turn, and has it: it does not queue again behind those
+    /// that still wait.
+    fn mark_served(&mut self, at: Place) {
         if let Some(lane) = self.conns.lane_mut(at) {
-            lane.stage = Stage::None;
+            lane.stage = Stage::Served;
         }
+        self.crowded = true;
     }
 
     /// Connections go on whose own leases came back.
