@@ -130,7 +130,7 @@ backends! {
 
     /// What a flood of requests needed is given back once it is over, though some of them still wait.
     fn floods_are_given_back(kind: BackendKind) {
-        const FLOOD: usize = 200_000;
+        const FLOOD: usize = 100_000;
         /// Of tables that are kept for the next requests.
         const KEPT_BYTES: usize = 1 << 20;
         in_child(module_path!(), kind, || {

@@ -14,7 +14,7 @@ const QUEUED: usize = 400_000;
 
 /// Writes that are cancelled while they run, one by one: enough to take minutes if all that are queued
 /// were looked at each time.
-const CANCELLED: usize = 5_000;
+const CANCELLED: usize = 2_000;
 
 backends! {
     fn many_queued_writes(kind: BackendKind) {
