@@ -510,3 +510,40 @@ backends! {
         assert_silent(&second);
     }
 }
+
+backends! {
+    /// Reads wait for the leases that their connection has out, a stream for those over its window.
+    fn leases_that_come_back(kind: BackendKind) {
+        const MESSAGE: usize = 16 * 1024;
+        for stream in [false, true] {
+            let built = builder(kind).swap_buffers(1).swap_buffer_size(4096).stream_window(4096);
+            let mut watcher = built.build().unwrap();
+            let (conn, mut peer) = connect_to(&mut watcher);
+            let fd = watcher.poll_fd().unwrap();
+            peer.write_all(&[7; MESSAGE]).unwrap();
+            if stream {
+                watcher.read_stream((), conn).unwrap();
+            } else {
+                watcher.read((), conn, None).unwrap();
+            }
+            let (mut kept, mut left, mut waits) = (Vec::new(), MESSAGE, 0);
+            while left > 0 {
+                if !readable(&fd, GLANCE) {
+                    assert!(!kept.is_empty(), "{left} bytes are left, and nobody keeps any");
+                    kept.clear();
+                    waits += 1;
+                    assert!(readable(&fd, PATIENCE), "it is not told of leases that came back");
+                }
+                for res in glance(&mut watcher, 100) {
+                    assert_eq!(res.error, None);
+                    left -= res.data().len();
+                    if !stream {
+                        watcher.read((), conn, None).unwrap();
+                    }
+                    kept.push(res);
+                }
+            }
+            assert!(waits > 0, "so many leases, and nothing waited for them");
+        }
+    }
+}
