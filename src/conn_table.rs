@@ -64,6 +64,8 @@ pub(crate) struct LaneState<C> {
     pub(crate) misses: u8,
     /// The first read reads into a private buffer.
     pub(crate) private: bool,
+    /// How often the first was tried in vain, up to a limit; what waits for time to pass.
+    pub(crate) tries: u8,
 }
 
 /// Why what runs was cancelled, if that is a stream which is only to pause.
@@ -87,6 +89,8 @@ pub(crate) enum Stage {
     Starved,
     /// A stream over its window, for leases of its own.
     Paused,
+    /// For time to pass, until it is tried again.
+    Retrying,
     /// To be started: its turn for a buffer has come, and it does not wait again.
     Served,
 }
@@ -112,6 +116,7 @@ impl<C> LaneState<C> {
             pausing: Pausing::No,
             misses: 0,
             private: false,
+            tries: 0,
         }
     }
 

@@ -12,9 +12,9 @@ pub struct Stats {
     pub wait_calls: u64,
     /// Of these: calls that read (none for sockets on io_uring).
     pub read_calls: u64,
-    /// Of these: calls that write (likewise).
+    /// Of these: calls that write (for sockets on io_uring only when they were full).
     pub write_calls: u64,
-    /// Of these: calls that accept or connect (likewise).
+    /// Of these: calls that accept or connect (on io_uring only connects to Unix sockets).
     pub accept_calls: u64,
     /// Wake-ups that were sent to the sleeping watcher.
     pub wakeups: u64,
@@ -26,6 +26,9 @@ pub struct Stats {
     pub submitted: u64,
     /// Completions that the backend gave.
     pub completions: u64,
+    /// Turns that began with completions which had found the ring's queue full. Nothing is lost, but they cost
+    /// more: a larger [`queue_depth`](crate::Builder::queue_depth) holds more. None but on io_uring.
+    pub completion_overflows: u64,
     /// Results handed out.
     pub delivered: u64,
     /// Requests that ended with `Cancelled`.

@@ -302,6 +302,7 @@ impl<C> Watcher<C> {
             turns: engine.turns,
             submitted: engine.accepted,
             completions: engine.completions,
+            completion_overflows: calls.overflows,
             delivered: self.engine.delivered(),
             cancelled: engine.cancelled,
             deadlines: engine.deadlines,

@@ -9,16 +9,16 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 #[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::time::Instant;
-use std::{fs, iter, process, thread};
+use std::time::Duration;
+use std::{fs, process, thread};
 
+use common::process::in_child;
 use common::{
     GLANCE, PATIENCE, backends, collect, connect_to, error_kind, listener, name, next, quiet,
     readable, refusing, turn, watcher,
 };
 use gaio::{Address, BackendKind, Conn, ErrorKind, OpResult, Operation, Results, Watcher};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 // Accept
 
@@ -36,6 +36,34 @@ fn unix_peer<C>(watcher: &Watcher<C>, conn: Conn) -> UnixAddr {
 }
 
 backends! {
+    /// Another accepts from the same listener, and is always faster: no thread of the kernel waits for one
+    /// that is left over.
+    #[cfg(target_os = "linux")]
+    fn accept_beside_a_rival(kind: BackendKind) {
+        in_child(module_path!(), kind, || {
+            let mut watcher = watcher(kind);
+            let (rival, addr) = listener();
+            let conn = watcher.listen(rival.try_clone().unwrap()).unwrap();
+            rival.set_nonblocking(true).unwrap();
+            let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+            let before = threads();
+            watcher.accept_one((), conn).unwrap();
+            for _ in 0..300 {
+                let _peer = TcpStream::connect(addr).unwrap();
+                drop(rival.accept());
+                let mut results = Results::new();
+                let now = Duration::ZERO;
+                if watcher.wait_io_timeout(&mut results, now).unwrap() > 0 {
+                    watcher.accept_one((), conn).unwrap();
+                }
+            }
+            quiet(&mut watcher);
+            assert_eq!(threads(), before);
+            let _peer = TcpStream::connect(addr).unwrap();
+            assert!(next(&mut watcher).accepted().is_some());
+        });
+    }
+
     /// 5,000 clients come, say a byte, hear it back and go, while one connection talks all the time.
     fn accept_many(kind: BackendKind) {
         const CLIENTS: usize = 5_000;
@@ -384,83 +412,5 @@ backends! {
         let place = |context| results.iter().position(|res| res.context == context);
         assert!(place("connect") < place("write"), "in order");
         assert!(!watcher.contains(conn));
-    }
-}
-
-/// A Unix listener whose queue is full, and who filled it. The path goes with it.
-struct FullUnix {
-    listener: UnixListener,
-    fillers: Vec<Socket>,
-    path: PathBuf,
-}
-
-impl FullUnix {
-    fn new(kind: BackendKind, test: &str) -> Self {
-        let name = format!("gaio-{test}-{}-{}", common::name(kind), std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let listener = UnixListener::bind(&path).unwrap();
-        SockRef::from(&listener).listen(0).unwrap();
-        let to = SockAddr::unix(&path).unwrap();
-        let fillers = iter::repeat_with(nonblocking_unix)
-            .take_while(|socket| socket.connect(&to).is_ok())
-            .collect();
-        FullUnix {
-            listener,
-            fillers,
-            path,
-        }
-    }
-}
-
-impl Drop for FullUnix {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-fn nonblocking_unix() -> Socket {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket
-}
-
-backends! {
-    /// The kernel does not wait for a non-blocking Unix socket: the watcher does, and not by
-    /// asking all the time.
-    fn connect_to_full_unix_backlog(kind: BackendKind) {
-        let mut watcher = watcher(kind);
-        let full = FullUnix::new(kind, "full");
-        let to = full.listener.local_addr().unwrap();
-        let start = Instant::now();
-        let conn = watcher
-            .connect_from((), nonblocking_unix(), to, GLANCE * 10)
-            .unwrap();
-        let res = next(&mut watcher);
-        assert_eq!((res.operation, res.conn), (Operation::Connect, conn));
-        assert_eq!(error_kind(&res), Some(ErrorKind::Deadline));
-        assert!(start.elapsed() >= GLANCE * 10);
-        let calls = watcher.stats().kernel_calls;
-        assert!(calls < 200, "{calls} system calls");
-    }
-
-    fn connect_when_unix_backlog_has_room(kind: BackendKind) {
-        let mut watcher = watcher(kind);
-        let full = FullUnix::new(kind, "room");
-        let to = full.listener.local_addr().unwrap();
-        let conn = watcher
-            .connect_from("connect", nonblocking_unix(), to, PATIENCE)
-            .unwrap();
-        watcher.write("write", conn, "at last").unwrap();
-        quiet(&mut watcher);
-        for _ in &full.fillers {
-            full.listener.accept().unwrap();
-        }
-        for (res, context) in collect(&mut watcher, 2).iter().zip(["connect", "write"]) {
-            assert_eq!((res.context, res.error), (context, None));
-        }
-        let mut arrived = [0; 7];
-        let (mut peer, _) = full.listener.accept().unwrap();
-        peer.read_exact(&mut arrived).unwrap();
-        assert_eq!(&arrived, b"at last");
     }
 }

@@ -362,7 +362,7 @@ impl Errno {
         }
     }
 
-    /// An error of accept(2) that passes when descriptors or memory are freed.
+    /// An error that passes when descriptors or memory are freed.
     pub fn is_shortage(self) -> bool {
         matches!(
             self.0,

@@ -431,6 +431,8 @@ pub struct Counts {
     pub accepts: u64,
     /// All others after the building: registrations, modes of descriptors, events.
     pub others: u64,
+    /// No calls: how often completions found the queue full and were kept aside by the kernel.
+    pub overflows: u64,
 }
 
 impl Counts {

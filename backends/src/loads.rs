@@ -314,7 +314,16 @@ impl LoadTable {
         }
     }
 
-    /// The same, and the operation starts that writes it.
+    /// How much that is, be it one write or several.
+    #[cfg(gaio_uring)]
+    pub(crate) fn unwritten_len(&mut self, at: Place) -> usize {
+        match self.batch(at) {
+            Some(batch) => batch.len_bytes(),
+            None => self.unwritten(at).len(),
+        }
+    }
+
+    /// What a write has still to write, and the operation starts that writes it.
     #[cfg(gaio_uring)]
     #[inline(always)]
     pub(crate) fn begin_write(&mut self, at: Place) -> &[u8] {
@@ -353,6 +362,12 @@ impl LoadTable {
             Some(Extra::Batch(batch)) => batch.parts().collect(),
             _ => vec![self.unwritten(at)],
         }
+    }
+
+    /// Whether that is where to connect to: a Unix socket.
+    #[cfg(gaio_uring)]
+    pub(crate) fn is_to_unix(&mut self, at: Place) -> bool {
+        self.address(at).is_ok_and(SockAddr::is_unix)
     }
 
     /// Where to connect to, at an address in memory that stays until the load is taken.

@@ -93,7 +93,7 @@ impl<C> Engine<C> {
     }
 
     /// Ends a request for the reason it was cancelled for, else with the system's error. An
-    /// interruption that nobody asked for means: again.
+    /// interruption that nobody asked for means: again; a write for which there was no memory: later.
     #[cold]
     pub(super) fn fail(&mut self, backend: &mut dyn Backend, at: Place, errno: Errno) {
         let Some(first) = self.first(at) else {
@@ -102,9 +102,11 @@ impl<C> Engine<C> {
         let (what, end) = (first.what, first.end);
         let doing = what.doing();
         let errno = errno.meaning(doing);
+        let passes = what == What::Write && errno.is_shortage();
         let error = match end {
-            Some(kind) if errno.is_interruption() => Error::new(doing, kind),
+            Some(kind) if errno.is_interruption() || passes => Error::new(doing, kind),
             None if errno.is_interruption() => return self.mark_dirty(at),
+            None if passes => return self.retry_later(backend, at),
             _ => {
                 if errno.is_lost_peer() || what == What::Connect {
                     self.note_lost(at.slot(), errno);
@@ -273,7 +275,7 @@ impl<C> Engine<C> {
         let interrupted = result.is_err_and(Errno::is_interruption);
         if interrupted && !ended {
             return if result.is_err_and(Errno::would_block) {
-                self.wait_for_backlog(backend, slot)
+                self.retry_later(backend, at)
             } else {
                 self.mark_dirty(at)
             };
@@ -298,6 +300,7 @@ impl<C> Engine<C> {
     fn accepted(&mut self, backend: &mut dyn Backend, at: Place, more: bool, socket: OwnedFd) {
         if let Some(state) = self.conns.get_mut(at.slot()) {
             state.out_of_descriptors = false;
+            state.lane_mut(at.lane()).tries = 0;
         }
         let adopted = self.adopt(backend, socket, SocketKind::Stream);
         let (accepted, error) = match adopted {
@@ -350,7 +353,7 @@ impl<C> Engine<C> {
         if !told {
             self.emit_step(at, Some(error), Conn::NONE, Payload::None, 0);
         }
-        self.wait_for_descriptor(backend, at.slot());
+        self.retry_later(backend, at);
     }
 
     fn stream_step(

@@ -86,6 +86,7 @@ impl<C> Engine<C> {
             // Of several writes in one call, the first stands for all.
             (false, true) => backend.cancel(at, why == ErrorKind::Deadline),
             (false, false) if what == What::Connect => {
+                self.leave_waiting(at);
                 self.connected(backend, at, Err(Errno::CANCELLED));
             }
             // The one before it is ending, too: it follows at once, in order.
@@ -155,7 +156,7 @@ impl<C> Engine<C> {
         self.discard(backend.release(slot));
         backend.loads().close_credit(slot);
         self.retire(slot);
-        self.retry();
+        self.retry_listeners();
     }
 
     /// Gives the socket of an idle connection back.

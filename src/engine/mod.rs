@@ -191,7 +191,7 @@ impl<C> Engine<C> {
         let Some(pending) = lane.first.take() else {
             return;
         };
-        (lane.misses, lane.private) = (0, false);
+        (lane.misses, lane.private, lane.tries) = (0, false, 0);
         let has_more = lane.has_more();
         self.forget(Key::first(at), pending.op, pending.has_deadline, error);
         if has_more {

@@ -1,62 +1,101 @@
 //! Requests that try again after a time, since nothing tells when it is worth it: listeners that ran
-//! out of descriptors, connects to a full queue.
+//! out of descriptors, connects to a full backlog, writes for which the system had no memory.
+//!
+//! Each waits twice as long after every attempt. All together they get a few attempts a turn, and a
+//! pause after any that failed. So a turn costs the same however many wait.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use gaio_backends::{Backend, Lane, Place};
 
 use super::Engine;
+use crate::conn_table::Stage;
 
-/// Descriptors can be freed anywhere in the process, unseen: try so often.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-const CONNECT_RETRY: Duration = Duration::from_millis(5);
+/// How long a request waits after its first attempt.
+const DELAY_MIN: Duration = Duration::from_millis(2);
+/// How often that doubles: to 64 ms.
+const DOUBLINGS_MAX: u8 = 5;
+/// The most attempts in one turn.
+const ATTEMPTS_MAX: usize = 32;
+/// No attempts for so long after one that failed.
+const PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Retries {
-    lanes: Vec<Place>,
-    next: Option<Instant>,
+    /// When which lane tries again. An entry counts only if its lane says that it waits: one whose
+    /// request has ended stays behind until its time.
+    due: BinaryHeap<Reverse<(Instant, Place)>>,
+    /// Those of them that wait for a descriptor.
+    listeners: BTreeSet<Place>,
+    pause: Option<Instant>,
 }
 
 impl Retries {
-    /// When the first is due.
+    /// When the next attempt is due.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.next
+        let Reverse((first, _)) = self.due.peek()?;
+        Some(self.pause.map_or(*first, |pause| pause.max(*first)))
     }
 }
 
 impl<C> Engine<C> {
-    /// A listener ran out of descriptors: it accepts again when one is freed.
-    pub(super) fn wait_for_descriptor(&mut self, backend: &dyn Backend, slot: u32) {
-        self.retry_at(backend.now() + ACCEPT_RETRY, Place::new(slot, Lane::Read));
-    }
-
-    /// The queue of the Unix socket to connect to is full, which makes no event when it is not.
-    pub(super) fn wait_for_backlog(&mut self, backend: &dyn Backend, slot: u32) {
-        self.retry_at(backend.now() + CONNECT_RETRY, Place::new(slot, Lane::Write));
-    }
-
-    fn retry_at(&mut self, time: Instant, at: Place) {
-        if !self.retries.lanes.contains(&at) {
-            self.retries.lanes.push(at);
+    /// The first request of a lane is tried again, later each time.
+    #[cold]
+    pub(super) fn retry_later(&mut self, backend: &dyn Backend, at: Place) {
+        let Some(lane) = self.conns.lane_mut(at) else {
+            return;
+        };
+        if lane.stage != Stage::None {
+            return;
         }
-        let sooner = self.retries.next;
-        self.retries.next = Some(sooner.map_or(time, |sooner| sooner.min(time)));
-    }
-
-    /// A descriptor was freed, or the time has come: what waits for that tries again.
-    pub(super) fn retry(&mut self) {
-        self.retries.next = None;
-        for at in std::mem::take(&mut self.retries.lanes) {
-            self.mark_dirty(at);
+        lane.stage = Stage::Retrying;
+        let doublings = lane.tries.min(DOUBLINGS_MAX);
+        lane.tries = doublings + 1;
+        let now = backend.now();
+        let again = now + DELAY_MIN * (1 << doublings);
+        self.retries.pause = Some(now + PAUSE);
+        self.retries.due.push(Reverse((again, at)));
+        if at.lane() == Lane::Read {
+            self.retries.listeners.insert(at);
         }
     }
 
-    /// Lets those try again whose time has come.
+    /// Lets those try again whose time has come, the first of them.
     pub(super) fn retry_due(&mut self, backend: &dyn Backend) {
-        if let Some(at) = self.retries.next
-            && at <= backend.now()
+        let Some(next) = self.retries.next() else {
+            return;
+        };
+        let now = backend.now();
+        if next > now {
+            return;
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            match self.retries.due.peek() {
+                Some(&Reverse((again, at))) if again <= now => {
+                    self.retries.due.pop();
+                    self.retry(at);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// A descriptor was freed: listeners that ran out of them try again.
+    pub(super) fn retry_listeners(&mut self) {
+        for at in std::mem::take(&mut self.retries.listeners) {
+            self.retry(at);
+        }
+    }
+
+    fn retry(&mut self, at: Place) {
+        self.retries.listeners.remove(&at);
+        if let Some(lane) = self.conns.lane_mut(at)
+            && lane.stage == Stage::Retrying
         {
-            self.retry();
+            lane.stage = Stage::None;
+            self.mark_dirty(at);
         }
     }
 }

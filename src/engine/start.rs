@@ -67,7 +67,7 @@ impl<C> Engine<C> {
         };
         let phase = state.phase;
         let lane = state.lane_mut(at.lane());
-        if matches!(lane.stage, Stage::Starved | Stage::Paused) {
+        if matches!(lane.stage, Stage::Starved | Stage::Paused | Stage::Retrying) {
             return;
         }
         let served = std::mem::replace(&mut lane.stage, Stage::None) == Stage::Served;

@@ -290,10 +290,10 @@ impl<C> Engine<C> {
         credit.is_some_and(|credit| credit.wait_for(threshold))
     }
 
-    /// The first request of a lane no longer waits for buffers or leases.
+    /// The first request of a lane no longer waits for buffers, leases or time.
     pub(super) fn leave_waiting(&mut self, at: Place) {
         if let Some(lane) = self.conns.lane_mut(at)
-            && matches!(lane.stage, Stage::Starved | Stage::Paused)
+            && matches!(lane.stage, Stage::Starved | Stage::Paused | Stage::Retrying)
         {
             let starved = std::mem::replace(&mut lane.stage, Stage::None) == Stage::Starved;
             if let Some(first) = &lane.first {

@@ -3,8 +3,6 @@
 
 use std::os::fd::AsFd;
 
-use socket2::SockAddr;
-
 use super::engine::{Engine, Step, transferred};
 use super::slot::{Flags, Op};
 use crate::error::Errno;
@@ -181,7 +179,6 @@ impl Engine {
         };
         match written {
             Err(Errno(libc::EAGAIN)) => entry.forget_ready(Lane::Write),
-            Err(Errno(libc::ENOBUFS | libc::ENOMEM)) => self.retry_later(slot),
             _ => {
                 entry.learn(Lane::Write, written.unwrap_or(0), asked);
                 self.finish(at, written)
@@ -246,7 +243,6 @@ impl Engine {
                 entry.set_op(Lane::Write, Op::Connecting);
                 None
             }
-            Err(Errno(libc::EAGAIN)) if SockAddr::is_unix(to) => self.retry_later(slot),
             Err(errno) => {
                 // What the socket is now will show at the next attempt of anything.
                 entry.flags.set(Flags::ALL_READY);
@@ -274,18 +270,6 @@ impl Engine {
             Ok(true) => self.finish(at, Ok(0)),
             Err(errno) => self.finish(at, Err(errno)),
         }
-    }
-
-    /// Plans an attempt of the write lane that no event will trigger.
-    #[cold]
-    fn retry_later(&mut self, slot: u32) -> Option<Completion> {
-        if let Some(entry) = self.slots.get_mut(slot as usize)
-            && !entry.flags.has(Flags::RETRYING)
-        {
-            entry.flags.set(Flags::RETRYING);
-            self.retries.plan(slot);
-        }
-        None
     }
 
     /// Ends an operation; what it used is the watcher's again.

@@ -4,11 +4,9 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 
 use super::cursor::Cursor;
 use super::poller::Readiness;
-use super::retries::Retries;
 use super::slot::{Flags, Op, Slot, reach};
 use crate::error::Errno;
 use crate::swap::{Pool, SwapBuf};
@@ -47,7 +45,6 @@ pub(super) struct Engine {
     left: usize,
     /// Steps that the stream at the head of the queue took in a row.
     pub(super) streak: usize,
-    pub(super) retries: Retries,
     pub(super) cursor: Cursor,
     pub(super) counts: Counts,
     process: Process,
@@ -65,7 +62,6 @@ impl Engine {
             wrote_at_once: false,
             left: 0,
             streak: 0,
-            retries: Retries::default(),
             cursor: Cursor::new(pool),
             counts: Counts::default(),
             process,
@@ -233,26 +229,6 @@ impl Engine {
                 && let Some(completion) = self.attempt(at)
             {
                 return Some(completion);
-            }
-        }
-        None
-    }
-
-    /// The next completion of what waited for time to pass.
-    #[inline]
-    pub(super) fn next_retry(&mut self) -> Option<Completion> {
-        if self.retries.is_empty() {
-            return None;
-        }
-        let now = Instant::now();
-        while let Some(slot) = self.retries.take_due(now) {
-            if let Some(entry) = self.slots.get_mut(slot as usize) {
-                entry.flags.clear(Flags::RETRYING);
-            }
-            let completion = self.attempt(Place::new(slot, Lane::Write));
-            self.retries.end();
-            if completion.is_some() {
-                return completion;
             }
         }
         None

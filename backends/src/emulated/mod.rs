@@ -3,8 +3,7 @@
 //!
 //! - `poller.rs` is the trait that a system implements, `epoll.rs` and `kqueue.rs` do so;
 //! - `engine.rs` decides what runs when, `attempt.rs` runs it;
-//! - `slot.rs` is the table of sockets, `cursor.rs` the memory of swap reads, `retries.rs` what
-//!   waits for time to pass.
+//! - `slot.rs` is the table of sockets, `cursor.rs` the memory of swap reads.
 //!
 //! This file is the turn: run what was started, then collect events, and not one system call more
 //! than that takes.
@@ -17,7 +16,6 @@ pub mod epoll;
 #[cfg(gaio_kqueue)]
 pub mod kqueue;
 pub mod poller;
-mod retries;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -241,7 +239,7 @@ impl<P: Poller> Backend for Emulated<P> {
         let until = if has_completed || self.engine.has_work() {
             Until::Now
         } else {
-            self.engine.retries.bound(until)
+            until
         };
         self.ask(until)
     }
@@ -258,7 +256,7 @@ impl<P: Poller> Backend for Emulated<P> {
                 if std::mem::take(&mut self.events_first) {
                     continue;
                 }
-                return self.engine.next_retry();
+                return None;
             };
             let step = self.engine.event(token, readiness);
             if let Some(completion) = self.engine.completion(step) {
@@ -320,9 +318,8 @@ impl<P: Poller> Backend for Emulated<P> {
 
     fn arm(&mut self, at: Option<Instant>) {
         if self.nested {
-            let retry = self.engine.retries.next();
             // It was set up before; setting it again takes nothing that could be refused.
-            let _ = self.poller.alarm(TIMER, at.into_iter().chain(retry).min());
+            let _ = self.poller.alarm(TIMER, at);
         }
     }
 

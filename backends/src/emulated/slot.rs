@@ -103,8 +103,6 @@ impl Flags {
     pub(super) const WRITABLE: Flags = Flags::from_event(Readiness::WRITABLE);
     /// The lane is in the queue. Belongs to the queue's entry, so it outlives the socket.
     const QUEUED: Flags = Flags(1 << 3);
-    /// A retry of the write lane is planned. Outlives the socket, too.
-    pub(super) const RETRYING: Flags = Flags(1 << 6);
     /// A short transfer does not prove that nothing is left.
     pub(super) const DOUBT: Flags = Flags::from_event(Readiness::BEYOND_DATA);
     /// Not a socket.
@@ -146,7 +144,7 @@ impl Flags {
 
     /// What is left when the socket goes.
     pub(super) fn of_vacancy(self) -> Flags {
-        let outlive = Flags::RETRYING | Flags::queued(Lane::Read) | Flags::queued(Lane::Write);
+        let outlive = Flags::queued(Lane::Read) | Flags::queued(Lane::Write);
         Flags(self.0 & outlive.0)
     }
 }

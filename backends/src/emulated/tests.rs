@@ -820,10 +820,11 @@ fn unix_connect_fails_at_once() {
     assert!(ended.iter().all(|completion| completion.result.is_err()));
 }
 
-/// Elsewhere such a connect is refused, or backlogs are never that small.
+/// Elsewhere such a connect is refused, or backlogs are never that small. When it is tried again is not
+/// decided here.
 #[cfg(target_os = "linux")]
 #[test]
-fn connect_to_a_full_unix_backlog_is_retried() {
+fn connect_to_a_full_unix_backlog_ends() {
     let path = std::env::temp_dir().join(format!("gaio-emulated-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
@@ -835,18 +836,12 @@ fn connect_to_a_full_unix_backlog_is_retried() {
         rig.attach(slot, crate::stream_socket(&to).unwrap(), SocketKind::Stream);
     }
     assert_eq!(connect(&mut rig, 0, to.clone()).result, Ok(0));
-    start_connect(&mut rig, 1, to);
-    rig.quiet();
-    let waits = rig.backend.counts().waits;
-    for _ in 0..4 {
-        let at = Instant::now() + Duration::from_millis(200);
-        assert!(rig.turn(Until::Time(at), 99).is_empty());
-    }
-    assert!(rig.backend.counts().waits - waits <= 4);
+    assert_eq!(
+        connect(&mut rig, 1, to.clone()).result,
+        Err(Errno(libc::EAGAIN))
+    );
     let _first = listener.accept().unwrap();
-    let connected = rig.one();
-    let at = Place::new(1, Lane::Write);
-    assert_eq!((connected.at, connected.result), (at, Ok(0)));
+    assert_eq!(connect(&mut rig, 1, to).result, Ok(0));
     let (mut second, _) = listener.accept().unwrap();
     second.write_all(b"hi").unwrap();
     rig.start(1, Lane::Read, Request::ReadSwap);
@@ -890,26 +885,22 @@ fn deny_sending() {
     }
 }
 
-/// No event tells when there is memory again.
+/// No event tells when there is memory again: the write ends, and what was to be written stays.
 #[cfg(target_os = "linux")]
 #[test]
-fn write_without_memory_is_retried() {
+fn write_without_memory_ends() {
     let mut rig = Rig::new();
     let mut peer = rig.pair(0);
     rig.quiet();
     let denied = std::thread::spawn(move || {
         deny_sending();
         rig.write(0, b"late");
-        rig.quiet();
+        assert_eq!(rig.one().result, Err(Errno(libc::ENOBUFS)));
         rig
     });
     let mut rig = denied.join().unwrap();
-    let tried = rig.backend.counts().writes;
-    assert!(tried > 0);
-    let waits = rig.backend.counts().waits;
+    rig.write(0, b"late");
     assert_eq!(rig.one().result, Ok(4));
-    assert!(rig.backend.counts().waits - waits < 4, "it slept meanwhile");
-    assert_eq!(rig.backend.counts().writes, tried + 1);
     let mut got = [0; 4];
     peer.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"late");

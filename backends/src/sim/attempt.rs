@@ -11,11 +11,15 @@ pub(super) type Attempt = Option<Result<(u32, Payload), Errno>>;
 impl Sim {
     /// Attempts an operation, if no fault comes between.
     pub(super) fn attempt(&mut self, at: Place) {
+        let request = self.running.get(&at).map(|running| running.request);
+        let writes = matches!(request, Some(Request::Write | Request::WriteMany));
         let mut state = self.world.lock();
         let fault = if state.fault(40) {
             Some(libc::EINTR)
         } else if state.fault(60) {
             Some(libc::EAGAIN)
+        } else if writes && state.fault(40) {
+            Some(libc::ENOBUFS)
         } else {
             None
         };

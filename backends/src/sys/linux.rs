@@ -22,20 +22,34 @@ pub(crate) fn epoll_add(
     events: libc::c_int,
     token: u64,
 ) -> Result<(), Errno> {
+    epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, events, token)
+}
+
+/// Changes what a registered `fd` is waited for.
+#[cfg(gaio_uring)]
+pub(crate) fn epoll_change(
+    epoll: BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
+    events: libc::c_int,
+    token: u64,
+) -> Result<(), Errno> {
+    epoll_control(epoll, libc::EPOLL_CTL_MOD, fd, events, token)
+}
+
+fn epoll_control(
+    epoll: BorrowedFd<'_>,
+    operation: libc::c_int,
+    fd: BorrowedFd<'_>,
+    events: libc::c_int,
+    token: u64,
+) -> Result<(), Errno> {
     let mut event = libc::epoll_event {
         events: events as u32,
         u64: token,
     };
     // SAFETY: `event` is borrowed for the call.
-    check(unsafe {
-        libc::epoll_ctl(
-            epoll.as_raw_fd(),
-            libc::EPOLL_CTL_ADD,
-            fd.as_raw_fd(),
-            &raw mut event,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) })
+        .map(drop)
 }
 
 /// Removes `fd` from an epoll instance.
@@ -136,27 +150,6 @@ pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: eight bytes, borrowed for the call. It is readable, and has this one reader.
     unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
     true
-}
-
-/// Whether this is a TCP connection that is closed on both sides, however that came.
-#[cfg(gaio_uring)]
-pub(crate) fn is_closed_tcp(socket: BorrowedFd<'_>) -> bool {
-    /// From the kernel's list of states.
-    const TCP_CLOSE: u8 = 7;
-    // The state is the first byte of `struct tcp_info`; the kernel gives as much as there is room.
-    let mut state = 0u8;
-    let mut len: libc::socklen_t = 1;
-    // SAFETY: one byte and its length, borrowed for the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut state).cast(),
-            &raw mut len,
-        )
-    };
-    result == 0 && state == TCP_CLOSE
 }
 
 /// A close-on-exec `timerfd(2)` on the monotonic clock.

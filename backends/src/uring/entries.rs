@@ -13,7 +13,8 @@ use crate::{Interest, Place, Request};
 /// `IORING_RECVSEND_POLL_FIRST` of io_uring_enter(2), since Linux 5.19.
 const POLL_FIRST: u16 = 1;
 
-const WRITE_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+/// One attempt: a send never waits in the kernel (`waiting` says why).
+const WRITE_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
 impl Uring {
     /// The entry for any request, and what its completion will mean.
@@ -49,15 +50,11 @@ impl Uring {
             Request::ReadStream | Request::ReadStep => {
                 (receive(fd, self.buffers.is_empty()), Op::RecvStream)
             }
-            Request::AcceptStream if self.features.multishot => {
+            Request::AcceptStream => {
                 let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC);
                 (entry.build(), Op::Accept)
             }
-            Request::Accept | Request::AcceptStream => {
-                let null = std::ptr::null_mut();
-                let entry = opcode::Accept::new(fd, null, std::ptr::null_mut());
-                (entry.flags(libc::SOCK_CLOEXEC).build(), Op::Accept)
-            }
+            Request::Accept => (accept(fd), Op::AcceptOnce),
             Request::Connect => {
                 let to = self.loads.address(at)?;
                 let entry = opcode::Connect::new(fd, to.as_ptr().cast(), to.len());
@@ -87,6 +84,13 @@ pub(super) fn send(fd: Fd, bytes: &[u8]) -> squeue::Entry {
     let len = bytes.len().min(TRANSFER_MAX);
     let entry = opcode::Send::new(fd, bytes.as_ptr(), len as u32);
     entry.flags(WRITE_FLAGS).build()
+}
+
+/// The entry for one accept.
+pub(super) fn accept(fd: Fd) -> squeue::Entry {
+    let null = std::ptr::null_mut();
+    let entry = opcode::Accept::new(fd, null, std::ptr::null_mut());
+    entry.flags(libc::SOCK_CLOEXEC).build()
 }
 
 pub(super) fn poll_entry(fd: Fd, interest: Interest) -> squeue::Entry {

@@ -1,6 +1,6 @@
 //! Abilities that only newer kernels have and that the backend uses where it can. Each can be
 //! switched off through the environment, to test on a new kernel what runs on an old one:
-//! `GAIO_URING_WITHOUT=no_sqarray,incremental` is what Linux 6.1 has.
+//! `GAIO_URING_WITHOUT=no_sqarray,incremental,no_iowait` is what Linux 6.1 has.
 
 use crate::error::{Errno, Refusal};
 
@@ -24,13 +24,15 @@ pub(super) struct Features {
     pub(super) incremental: bool,
     /// Receives (6.0) and accepts (5.19) that go on.
     pub(super) multishot: bool,
+    /// Sleeping in the ring does not count as waiting for a disk (6.15).
+    pub(super) no_iowait: bool,
 }
 
 type Field = fn(&mut Features) -> &mut bool;
 
 /// Each feature's name in the environment, its words for the user (none if they say nothing), and
 /// where it is.
-const NAMES: [(&str, &str, Field); 7] = [
+const NAMES: [(&str, &str, Field); 8] = [
     ("single_issuer", "single issuer", |f| &mut f.single_issuer),
     ("defer_taskrun", "deferred task work", |f| {
         &mut f.defer_taskrun
@@ -42,6 +44,7 @@ const NAMES: [(&str, &str, Field); 7] = [
     ("buffer_rings", "", |f| &mut f.buffer_rings),
     ("incremental", "incremental buffers", |f| &mut f.incremental),
     ("multishot", "multishot", |f| &mut f.multishot),
+    ("no_iowait", "no iowait", |f| &mut f.no_iowait),
 ];
 
 impl Features {
@@ -53,6 +56,7 @@ impl Features {
         buffer_rings: true,
         incremental: true,
         multishot: true,
+        no_iowait: true,
     };
 
     /// What may be used: all, but for what the environment rules out.
@@ -65,7 +69,8 @@ impl Features {
                 step: ENVIRONMENT,
                 errno: Errno(libc::EINVAL),
                 advice: "it names features, with commas between: single_issuer, defer_taskrun, \
-                         coop_taskrun, no_sqarray, buffer_rings, incremental, multishot",
+                         coop_taskrun, no_sqarray, buffer_rings, incremental, multishot, \
+                         no_iowait",
             })?;
             *field(&mut features) = false;
         }

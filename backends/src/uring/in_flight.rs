@@ -31,6 +31,8 @@ pub(super) struct Socket {
     pub(super) no_wait: NoWait,
     /// What came last was large: more of it is worth waiting for.
     pub(super) is_bulky: bool,
+    /// What was written last did not fit: the next write waits until there is room.
+    pub(super) is_full: bool,
 }
 
 const _: () = assert!(size_of::<Socket>() == 12);
@@ -45,9 +47,13 @@ pub(super) enum Op {
     /// A transfer between the socket and the load.
     Transfer,
     Accept,
+    /// One attempt to accept.
+    AcceptOnce,
+    /// Waiting until there is a connection for another attempt.
+    PolledAccept,
     Connect,
     Ready,
-    /// Waiting until a descriptor that is not a socket is ready; then this is what to do.
+    /// Waiting until the descriptor is ready; then this is what to do by a plain call.
     PolledSwap,
     PolledStream,
     PolledPrivate,
@@ -71,6 +77,7 @@ const NO_SOCKET: Socket = Socket {
     is_other: false,
     no_wait: NoWait::ByFlag,
     is_bulky: false,
+    is_full: false,
 };
 
 impl Socket {
@@ -94,6 +101,11 @@ impl Socket {
             *place = op;
         }
         idle
+    }
+
+    /// The operation of a lane goes on in another way.
+    pub(super) fn turn_into(&mut self, lane: Lane, op: Op) {
+        self.ops[lane as usize] = op;
     }
 
     /// Nothing runs on the lane any more. Returns whether that was cancelled.
@@ -131,6 +143,7 @@ impl InFlight {
             is_other: kind == SocketKind::Other,
             no_wait: NoWait::default(),
             is_bulky: false,
+            is_full: false,
             ..*entry
         };
     }

@@ -1,13 +1,17 @@
 //! The native backend: the kernel does the reads and writes and says when they are done.
 //!
-//! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects.
+//! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects (`enter`).
 //! `setup` gets the ring, with the `features` of the kernel and, if asked for, under
-//! `restrictions`; `entries` tells it what to do, `buffer_ring` lends it swap buffers,
-//! `in_flight` remembers what runs, `private` reads when all swap buffers are out, `polled` does reads
-//! and writes for descriptors that are not sockets, `reap` says what a completion means, `nesting` makes the ring something to poll, `teardown`
-//! ends it all without the kernel writing into freed memory. This file submits and waits.
+//! `restrictions`; `entries` tells it what to do, `connections` accepts and connects where that must not
+//! wait in the kernel, `buffer_ring` lends it swap buffers,
+//! `in_flight` remembers what runs, `private` reads when all swap buffers are out, `waiting` finds out
+//! when a descriptor is ready, `polled` does the reads and writes that need that, `reap` says what a
+//! completion means, `nesting` makes the ring something to poll, `teardown` ends it all without the
+//! kernel writing into freed memory. This file starts operations and hands out what comes of them.
 
 mod buffer_ring;
+mod connections;
+mod enter;
 mod entries;
 mod features;
 mod in_flight;
@@ -18,15 +22,16 @@ mod reap;
 mod restrictions;
 mod setup;
 mod teardown;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::Fd;
 use io_uring::{CompletionQueue, IoUring, SubmissionQueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
@@ -35,6 +40,7 @@ use self::in_flight::{InFlight, Op};
 use self::nesting::Nest;
 use self::polled::Polled;
 use self::private::PrivateReads;
+use self::waiting::Misled;
 use crate::error::Errno;
 use crate::error::Refusal;
 use crate::swap::Pool;
@@ -52,13 +58,11 @@ const BUFFER_GROUP: u16 = 0;
 const LENT_MAX: usize = 16;
 /// Places in the submission queue that are kept for the backend's own entries.
 const OWN_ENTRIES: usize = 2;
-/// From this many cancellations on, a turn asks the kernel to run them all: it runs only some
-/// twenty deferred completions a call otherwise, unless as many are asked for.
-const MANY_CANCELS: usize = 16;
 
 /// `user_data` of entries that belong to no place. Places have 32 bits.
 const IGNORED: u64 = u64::MAX;
 const WOKEN: u64 = u64::MAX - 1;
+const WAITED: u64 = u64::MAX - 2;
 
 /// The backend over io_uring.
 pub struct Uring {
@@ -71,6 +75,7 @@ pub struct Uring {
     pool: Pool,
     private: ManuallyDrop<PrivateReads>,
     polled: Polled,
+    misled: Misled,
     in_flight: InFlight,
     loads: ManuallyDrop<LoadTable>,
     /// Completions that need no kernel.
@@ -116,6 +121,9 @@ impl Uring {
         let lent = (options.swap_buffers * 3 / 4).clamp(1, LENT_MAX) as u16;
         let buffers = BufferRing::register(&ring.submitter(), lent, features.incremental)
             .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
+        // Nothing of ours is meant to need a thread of the kernel's; what does all the same gets one for
+        // all. It is no reason to decline the ring.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [1, 1]);
         if options.restricted {
             restrictions::restrict(&ring)?;
         }
@@ -133,6 +141,7 @@ impl Uring {
             pool,
             private: ManuallyDrop::default(),
             polled: Polled::default(),
+            misled: Misled::new().map_err(failed("epoll_create"))?,
             in_flight: InFlight::default(),
             loads: ManuallyDrop::default(),
             immediate: VecDeque::new(),
@@ -158,13 +167,6 @@ impl Uring {
             words.push("smaller queue, for want of memory to lock");
         }
         Ok((uring, words))
-    }
-
-    /// Shows the kernel what was queued and what was taken; looks at what it did.
-    #[inline]
-    fn sync(&mut self) {
-        self.submission.sync();
-        self.completion.sync();
     }
 
     /// Queues an entry for the next enter.
@@ -227,7 +229,7 @@ impl Uring {
         let Some(socket) = self.in_flight.get_mut(at.slot()) else {
             return;
         };
-        if socket.is_other {
+        if socket.is_other || socket.is_full {
             return self.start_polled(at, Request::Write);
         }
         let fd = Fd(socket.fd);
@@ -243,7 +245,16 @@ impl Uring {
         let Some(&socket) = self.in_flight.get(at.slot()) else {
             return;
         };
-        if socket.is_other && !matches!(request, Request::Ready(_)) {
+        let waits = match request {
+            Request::Connect if self.loads.is_to_unix(at) => return self.connect_unix(at),
+            // The watcher starts a stream again, as after any success.
+            Request::Accept => return self.start_accept(at),
+            Request::AcceptStream if !self.features.multishot => return self.start_accept(at),
+            Request::Ready(_) => false,
+            Request::Write | Request::WriteMany => socket.is_other || socket.is_full,
+            _ => socket.is_other,
+        };
+        if waits {
             return self.start_polled(at, request);
         }
         if request == Request::ReadPrivate {
@@ -265,82 +276,6 @@ impl Uring {
             }
             self.deferred.pop_front();
         }
-    }
-
-    /// Lets a wake-up end the sleep in the ring. Nested, the sleep is elsewhere.
-    fn arm_wake(&mut self) {
-        if self.nest.is_some() {
-            return self.disarm_wake();
-        }
-        if self.wake_armed {
-            return;
-        }
-        self.wake_armed = true;
-        let event = Fd(self.waker.event().as_raw_fd());
-        let at: *mut u64 = &raw mut *self.wake_count;
-        let entry = opcode::Read::new(event, at.cast(), 8)
-            .build()
-            .user_data(WOKEN);
-        // SAFETY: the count is boxed, and the teardown waits for this entry or keeps the box.
-        unsafe { self.push(entry) };
-    }
-
-    fn disarm_wake(&mut self) {
-        if self.wake_armed {
-            let entry = opcode::AsyncCancel::new(WOKEN).build().user_data(IGNORED);
-            // SAFETY: a cancellation names no memory.
-            unsafe { self.push(entry) };
-        }
-    }
-
-    /// The turn's one system call.
-    fn enter(&mut self, until: Until) -> Result<(), Errno> {
-        self.sync();
-        let sleeps = until != Until::Now && !self.has_ready();
-        if !sleeps && !self.owes_work() {
-            return Ok(());
-        }
-        self.counts.waits += 1;
-        let most = self.ring.params().cq_entries() as usize;
-        let result = if self.cancelling >= MANY_CANCELS {
-            let all = self.completion.len() + self.cancelling;
-            self.enter_for(Timespec::new(), all.min(most))
-        } else if !sleeps && self.left_behind && !self.has_ready() {
-            self.enter_for(Timespec::new(), most)
-        } else if !sleeps {
-            self.ring.submitter().submit_and_wait(0)
-        } else if let Until::Time(at) = until {
-            let left = at.saturating_duration_since(Instant::now());
-            self.enter_for(Timespec::from(left), 1)
-        } else {
-            self.ring.submitter().submit_and_wait(1)
-        };
-        self.sync();
-        self.left_behind = self.submission.taskrun();
-        match result.map_err(Errno::from) {
-            Ok(_) => Ok(()),
-            // Timed out, interrupted, or completions have to be reaped first: all in order.
-            Err(Errno(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    fn enter_for(&self, timeout: Timespec, want: usize) -> std::io::Result<usize> {
-        let args = SubmitArgs::new().timespec(&timeout);
-        self.ring.submitter().submit_with_args(want, &args)
-    }
-
-    /// Completions that were not given out yet.
-    #[inline]
-    fn has_ready(&self) -> bool {
-        !self.completion.is_empty() || !self.immediate.is_empty()
-    }
-
-    /// Whether the kernel would do something if it were entered.
-    #[inline]
-    fn owes_work(&self) -> bool {
-        let queue = &self.submission;
-        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 }
 
@@ -399,6 +334,9 @@ impl Backend for Uring {
             return;
         }
         self.cancelling += 1;
+        if self.forget_misled(at) {
+            return;
+        }
         let entry = opcode::AsyncCancel::new(u64::from(at.number()))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
@@ -431,6 +369,12 @@ impl Backend for Uring {
         if let Some(completion) = self.immediate.pop_front() {
             return Some(completion);
         }
+        while let Some(at) = self.misled.next_woken() {
+            let completion = self.reap_woken(at);
+            if completion.is_some() {
+                return completion;
+            }
+        }
         while let Some(entry) = self.completion.next() {
             let completion = self.reap(entry.user_data(), entry.result(), entry.flags());
             if completion.is_some() {
@@ -448,6 +392,11 @@ impl Backend for Uring {
         {
             left -= 1;
             sink.completed(self, completion, Payload::None);
+        }
+        while left > 0
+            && let Some(at) = self.misled.next_woken()
+        {
+            left -= usize::from(self.hand_out_woken(at, sink));
         }
         while left > 0
             && let Some(entry) = self.completion.next()
@@ -491,23 +440,6 @@ impl Backend for Uring {
 
     fn counts(&self) -> &Counts {
         &self.counts
-    }
-}
-
-impl Uring {
-    /// Submits and waits.
-    fn round(&mut self, until: Until) -> Result<(), Errno> {
-        self.arm_wake();
-        self.buffers.refill(&self.pool);
-        self.push_deferred();
-        let until = if self.deferred.is_empty() {
-            until
-        } else {
-            Until::Now
-        };
-        self.enter(until)?;
-        self.clear_nest();
-        Ok(())
     }
 }
 

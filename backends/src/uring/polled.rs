@@ -1,15 +1,14 @@
-//! Reads and writes of descriptors that are not sockets (pipes, terminals, an `eventfd`): the
-//! ring says when they are ready, plain system calls move the bytes. The ring's own reads of such
-//! files would start kernel threads, fail with `EAGAIN`, or raise `SIGPIPE`.
-
-use io_uring::types::Fd;
+//! Transfers for which the ring only says when the descriptor is ready, and plain system calls move the
+//! bytes: reads and writes of descriptors that are not sockets (pipes, terminals, an `eventfd`), and
+//! writes to a socket that was full. The ring's own reads of such files would start kernel threads,
+//! fail with `EAGAIN`, or raise `SIGPIPE`; its waiting sends would start kernel threads, too.
 
 use super::Uring;
-use super::entries::poll_entry;
 use super::in_flight::Op;
 use crate::error::Errno;
 use crate::swap::Filling;
-use crate::{Completion, Interest, Lane, Payload, Place, Request};
+use crate::sys;
+use crate::{Completion, Lane, Payload, Place, Request};
 
 /// The block that their swap reads fill. Of the pool that sockets use, too; but those read into
 /// what was lent to the ring.
@@ -34,11 +33,11 @@ impl Uring {
         let socket = self.in_flight.get_mut(at.slot());
         if socket.is_some_and(|socket| socket.begin(at.lane(), op)) {
             self.loads.begin(at);
-            self.poll_again(at);
+            self.poll(at);
         }
     }
 
-    /// The descriptor is ready, or the poll failed.
+    /// The descriptor is said to be ready, or the poll failed.
     #[cold]
     pub(super) fn ready_polled(
         &mut self,
@@ -47,58 +46,70 @@ impl Uring {
         polled: Result<u32, Errno>,
     ) -> Option<Completion> {
         let cancelled = self.in_flight.get(at.slot())?.is_cancelled(at.lane());
-        let result = match polled.and_then(|_| self.transfer(at, op)) {
-            // A private read does not wait.
-            Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled && op != Op::PolledPrivate => {
-                self.poll_again(at);
+        let mut result = polled.and_then(|_| self.transfer(at, op));
+        // A private read does not wait.
+        if result == Err(Errno(libc::EAGAIN)) && op != Op::PolledPrivate {
+            if cancelled {
+                result = Err(Errno(libc::ECANCELED));
+            } else if let Err(errno) = self.poll_exactly(at) {
+                result = Err(errno);
+            } else {
                 return None;
             }
-            Err(Errno(libc::EAGAIN | libc::EINTR)) if !cancelled => Err(Errno(libc::EAGAIN)),
-            Err(Errno(libc::EAGAIN | libc::EINTR)) => Err(Errno(libc::ECANCELED)),
-            // One call transfers less than 2 GiB.
-            Ok(len) => Ok(len as u32),
-            Err(errno) => Err(errno),
-        };
+        }
+        self.stop_waiting(at);
         self.end(at);
-        // A stream is started again by the watcher, as after any success.
-        Some(Completion::last(at, result))
-    }
-
-    fn poll_again(&mut self, at: Place) {
-        let Some(socket) = self.in_flight.get(at.slot()) else {
-            return;
-        };
-        let interest = match at.lane() {
-            Lane::Read => Interest::Readable,
-            Lane::Write => Interest::Writable,
-        };
-        let entry = poll_entry(Fd(socket.fd), interest).user_data(u64::from(at.number()));
-        // SAFETY: a poll names no memory.
-        unsafe { self.push(entry) };
+        // A stream is started again by the watcher, as after any success. One call transfers less
+        // than 2 GiB.
+        Some(Completion::last(at, result.map(|len| len as u32)))
     }
 
     fn transfer(&mut self, at: Place, op: Op) -> Result<usize, Errno> {
-        let socket = self.in_flight.get_mut(at.slot());
-        let socket = socket.ok_or(Errno(libc::EBADF))?;
         match (op, at.lane()) {
             (Op::PolledTransfer, Lane::Read) => {
+                let socket = self.in_flight.get_mut(at.slot());
+                let socket = socket.ok_or(Errno(libc::EBADF))?;
                 self.counts.reads += 1;
                 let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
                 calls.read_into(self.loads.unread(at))
             }
-            (Op::PolledTransfer, Lane::Write) => {
-                self.counts.writes += 1;
-                let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
-                match self.loads.batch(at) {
-                    Some(batch) => batch.write(calls),
-                    None => calls.write(self.loads.unwritten(at)),
-                }
-            }
+            (Op::PolledTransfer, Lane::Write) => self.write(at),
             (Op::PolledPrivate, _) => {
                 self.counts.reads += 1;
                 self.read_private(at)
             }
             _ => self.read_swap(at, op),
+        }
+    }
+
+    fn write(&mut self, at: Place) -> Result<usize, Errno> {
+        let socket = self.in_flight.get_mut(at.slot());
+        let socket = socket.ok_or(Errno(libc::EBADF))?;
+        self.counts.writes += 1;
+        let written = if socket.is_other {
+            let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
+            match self.loads.batch(at) {
+                Some(batch) => batch.write(calls),
+                None => calls.write(self.loads.unwritten(at)),
+            }
+        } else {
+            match self.loads.batch(at) {
+                Some(batch) => batch.send(socket.fd),
+                None => sys::send(socket.fd, self.loads.unwritten(at)),
+            }
+        };
+        self.note_written(at, written.map(|len| len as u32));
+        written
+    }
+
+    /// Learns from a write whether the next one fits.
+    pub(super) fn note_written(&mut self, at: Place, written: Result<u32, Errno>) {
+        let is_full = match written {
+            Ok(len) => (len as usize) < self.loads.unwritten_len(at).min(sys::TRANSFER_MAX),
+            Err(errno) => errno.would_block(),
+        };
+        if let Some(socket) = self.in_flight.get_mut(at.slot()) {
+            socket.is_full = is_full;
         }
     }
 

@@ -5,10 +5,10 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use io_uring::cqueue;
 
 use super::in_flight::Op;
-use super::{Uring, WOKEN};
+use super::{Uring, WAITED, WOKEN};
 use crate::error::Errno;
 use crate::swap::SwapBuf;
-use crate::{Completion, Lane, Payload, Place, Sink, sys};
+use crate::{Completion, Lane, Payload, Place, Sink};
 
 impl Uring {
     /// Hands out what an entry of the completion queue means. False if it is no place's.
@@ -45,12 +45,11 @@ impl Uring {
                 }
                 (Lane::Write, Op::Transfer) => {
                     let at = Place::new(slot, Lane::Write);
-                    socket.end(Lane::Write);
-                    match self.loads.end_whole(at, len) {
-                        Some((buffer, size)) => sink.wrote(self, at, buffer, size),
-                        None => hand_out_last(self, at, Ok(len), sink),
+                    if let Some((buffer, size)) = self.loads.end_whole(at, len) {
+                        socket.end(Lane::Write);
+                        sink.wrote(self, at, buffer, size);
+                        return true;
                     }
-                    return true;
                 }
                 _ => {}
             }
@@ -67,6 +66,17 @@ impl Uring {
         sink: &mut impl Sink<Self>,
     ) -> bool {
         let completion = self.reap(number, result, flags);
+        self.complete(completion, sink)
+    }
+
+    /// Hands out what comes of a lane that was woken. False if it waits on.
+    #[cold]
+    pub(super) fn hand_out_woken(&mut self, at: Place, sink: &mut impl Sink<Self>) -> bool {
+        let completion = self.reap_woken(at);
+        self.complete(completion, sink)
+    }
+
+    fn complete(&mut self, completion: Option<Completion>, sink: &mut impl Sink<Self>) -> bool {
         let payload = self.brought.take();
         let is_some = completion.is_some();
         if let Some(completion) = completion {
@@ -77,8 +87,11 @@ impl Uring {
 
     /// What an entry of the completion queue means, if it is one of a place's.
     pub(super) fn reap(&mut self, number: u64, result: i32, flags: u32) -> Option<Completion> {
-        if number >= WOKEN {
+        if number >= WAITED {
             self.wake_armed &= number != WOKEN;
+            if number == WAITED {
+                self.collect_misled();
+            }
             return None;
         }
         let at = Place::from_number(number as u32);
@@ -89,11 +102,15 @@ impl Uring {
     fn reap_place(&mut self, at: Place, op: Op, result: i32, flags: u32) -> Option<Completion> {
         let result = match result {
             len @ 1.. => Ok(len as u32),
-            0 => self.nothing(at, op, flags),
+            0 => Ok(0),
             errno => Err(Errno(-errno)),
         };
-        if op.is_polled() {
-            return self.ready_polled(at, op, result);
+        match op {
+            op if op.is_polled() => return self.ready_polled(at, op, result),
+            Op::Ready => return self.is_told_ready(at, result),
+            Op::AcceptOnce | Op::PolledAccept if self.accepts_again(at, op, result) => return None,
+            Op::Transfer if at.lane() == Lane::Write => self.note_written(at, result),
+            _ => {}
         }
         let more = cqueue::more(flags);
         if !more {
@@ -115,7 +132,7 @@ impl Uring {
                 self.brought = lease.map_or(Payload::None, Payload::Lease);
                 result
             }
-            (Op::Accept, Ok(fd)) => {
+            (Op::Accept | Op::AcceptOnce, Ok(fd)) => {
                 // SAFETY: the kernel made this descriptor for us, and says so once.
                 self.brought = Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) });
                 Ok(0)
@@ -125,26 +142,33 @@ impl Uring {
         Some(Completion { at, more, result })
     }
 
-    /// What an operation means that brought nothing.
-    ///
-    /// The system tells a reset once, to whoever comes first, and then gives the end. A send that the
-    /// kernel goes on with by itself (`MSG_WAITALL`) and that meets the reset half way ends with the
-    /// bytes that it sent: then nobody has told it. So the end itself is looked at.
+    /// A lane that was woken in the epoll instance tries again.
     #[cold]
-    fn nothing(&self, at: Place, op: Op, flags: u32) -> Result<u32, Errno> {
-        let receives = matches!(
-            op,
-            Op::RecvSwap | Op::RecvStream | Op::RecvPrivate | Op::Transfer
-        );
-        let socket = self.in_flight.socket(at.slot());
-        // Of a connection that the other side has closed, the kernel says that there is more to be
-        // received: its end. One that is closed without that was reset.
-        match socket.filter(|_| receives && at.lane() == Lane::Read) {
-            Some(socket) if !cqueue::sock_nonempty(flags) && sys::is_closed_tcp(socket) => {
-                Err(Errno(libc::ECONNRESET))
-            }
-            _ => Ok(0),
+    pub(super) fn reap_woken(&mut self, at: Place) -> Option<Completion> {
+        if !self.misled.waits(at) {
+            return None;
         }
+        match self.in_flight.get(at.slot())?.op(at.lane()) {
+            Op::Ready => self.is_told_ready(at, Ok(0)),
+            op => self.ready_polled(at, op, Ok(0)),
+        }
+    }
+
+    /// A lane that only waits to be ready is said to be so.
+    fn is_told_ready(&mut self, at: Place, polled: Result<u32, Errno>) -> Option<Completion> {
+        let cancelled = self.in_flight.get(at.slot())?.is_cancelled(at.lane());
+        let result = match polled.and_then(|_| self.is_ready(at)) {
+            Ok(true) => Ok(0),
+            Ok(false) if cancelled => Err(Errno(libc::ECANCELED)),
+            Ok(false) => match self.poll_exactly(at) {
+                Ok(()) => return None,
+                Err(errno) => Err(errno),
+            },
+            Err(errno) => Err(errno),
+        };
+        self.stop_waiting(at);
+        self.end(at);
+        Some(Completion::last(at, result))
     }
 
     /// The lease of what a receive put into a lent buffer, charged to a stream's account.

@@ -56,6 +56,7 @@ pub(super) fn prove() -> Result<Features, Refusal> {
         defer_taskrun: rung.defer_taskrun,
         single_issuer: rung.single_issuer,
         coop_taskrun: rung.coop_taskrun,
+        no_iowait: allowed.no_iowait && ring.params().is_feature_no_iowait(),
         ..allowed
     };
     prove_receives(&ring, &mut features)
