@@ -158,6 +158,15 @@ pub(crate) fn close_on_exec(fd: RawFd) -> Result<(), Errno> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
+/// Another descriptor of the same.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    fd.try_clone_to_owned().map_err(|error| match error.into() {
+        // The limit is so low that the least number that is asked for lies above it.
+        Errno(libc::EINVAL) => Errno(libc::EMFILE),
+        errno => errno,
+    })
+}
+
 /// A stream socket that can be connected to `to`.
 ///
 /// # Errors

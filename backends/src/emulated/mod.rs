@@ -308,7 +308,7 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 
     fn readiness(&mut self) -> Result<OwnedFd, Errno> {
-        let descriptor = self.poller.descriptor().try_clone_to_owned()?;
+        let descriptor = sys::duplicate(self.poller.descriptor())?;
         if !self.nested {
             self.poller.alarm(TIMER, None)?;
             self.nested = true;

@@ -28,10 +28,10 @@ impl Uring {
     /// A duplicate of what to poll, which is there from the first call on.
     pub(super) fn nest(&mut self) -> Result<OwnedFd, Errno> {
         if let Some(nest) = &self.nest {
-            return Ok(nest.epoll.try_clone()?);
+            return sys::duplicate(nest.epoll.as_fd());
         }
         let nest = self.build_nest()?;
-        let descriptor = nest.epoll.try_clone()?;
+        let descriptor = sys::duplicate(nest.epoll.as_fd())?;
         // What completed before makes no event of its own: whoever asks looks for that.
         self.ring
             .submitter()

@@ -123,6 +123,7 @@ impl Uring {
             ManuallyDrop::drop(&mut self.exit);
             ManuallyDrop::drop(&mut self.loads);
             ManuallyDrop::drop(&mut self.buffers);
+            ManuallyDrop::drop(&mut self.private);
         }
     }
 
