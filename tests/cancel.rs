@@ -12,10 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    MUCH, backends, collect, connected, error_kind, is_pattern, next, pattern_vec, quiet,
-    read_pattern, watcher,
+    GLANCE, MUCH, backends, builder, collect, connect_to, connected, error_kind, is_pattern, next,
+    pattern_vec, quiet, read_pattern, watcher,
 };
-use gaio::{BackendKind, ErrorKind, OpId, Results, Watcher};
+use gaio::{BackendKind, Conn, ErrorKind, OpId, Results, Watcher};
 
 backends! {
     fn cancel_read(kind: BackendKind) {
@@ -70,6 +70,17 @@ backends! {
 fn gone(kind: BackendKind) -> OpId {
     let (mut other, conn, _peer) = connected(kind);
     other.read((), conn, None).unwrap()
+}
+
+/// A connection, or a pipe to read from, and what writes to it.
+fn connect_or_pipe<C>(watcher: &mut Watcher<C>, pipe: bool) -> (Conn, Box<dyn Write>) {
+    if pipe {
+        let (reader, writer) = std::io::pipe().unwrap();
+        (watcher.delegate(reader).unwrap(), Box::new(writer))
+    } else {
+        let (conn, peer) = connect_to(watcher);
+        (conn, Box::new(peer))
+    }
 }
 
 /// Runs the watcher until the peer has something to read.
@@ -181,6 +192,146 @@ backends! {
         peer.write_all(b"for the one").unwrap();
         let res = next(&mut watcher);
         assert_eq!((res.context, res.data()), (1, &b"for the one"[..]));
+    }
+
+    /// Requests of a lane that were all cancelled end in the order in which they were accepted: the
+    /// first, which runs, before those that only wait.
+    fn cancelled_end_in_order(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        let ops = [0, 1, 2, 3].map(|context| watcher.read(context, conn, None).unwrap());
+        quiet(&mut watcher);
+        for op in ops {
+            assert!(watcher.cancel(op));
+        }
+        let ended = collect(&mut watcher, 4);
+        let order = ended.iter().map(|res| (res.context, error_kind(res)));
+        assert!(order.eq((0..4).map(|context| (context, Some(ErrorKind::Cancelled)))));
+    }
+
+    /// So do writes of which some run in one call and others wait behind them, in whatever order they
+    /// are cancelled.
+    fn cancelled_writes_end_in_order(kind: BackendKind) {
+        let (mut watcher, conn, mut peer) = connected(kind);
+        let huge = watcher.write(0, conn, pattern_vec(0, MUCH)).unwrap();
+        let mut ops = vec![huge];
+        ops.extend((1..5).map(|context| watcher.write(context, conn, "together").unwrap()));
+        until_peer_has_data(&mut watcher, &peer);
+        ops.extend((5..8).map(|context| watcher.write(context, conn, "later").unwrap()));
+        for op in [4, 2, 5, 6, 1] {
+            assert!(watcher.cancel(ops[op]));
+        }
+        let ended = collect(&mut watcher, 5);
+        let order = ended.iter().map(|res| (res.context, res.size, error_kind(res)));
+        let expected = [1, 2, 4, 5, 6].map(|context| (context, 0, Some(ErrorKind::Cancelled)));
+        assert!(order.eq(expected), "{ended:?}");
+        let reader = thread::spawn(move || {
+            read_pattern(&mut peer, 0, MUCH);
+            let mut rest = [0; 13];
+            peer.read_exact(&mut rest).unwrap();
+            assert_eq!(&rest, b"togetherlater");
+        });
+        for (res, context) in collect(&mut watcher, 3).iter().zip([0, 3, 7]) {
+            assert_eq!((res.context, res.error), (context, None));
+        }
+        reader.join().unwrap();
+    }
+
+    /// Reads are cancelled when their data is there, but unseen, some of them twice. Each ends one way
+    /// or the other, and leaves nothing to do: the watcher sleeps.
+    fn cancelled_too_late(kind: BackendKind) {
+        const READS: usize = 40;
+        let mut watcher = watcher(kind);
+        for _ in 0..4 {
+            let mut ops = Vec::new();
+            let mut peers: Vec<_> = (0..READS)
+                .map(|index| {
+                    let (conn, peer) = connect_to(&mut watcher);
+                    let buffer = (index % 4 == 0).then(|| vec![0; 4]);
+                    ops.push((watcher.read(index, conn, buffer).unwrap(), conn));
+                    peer
+                })
+                .collect();
+            quiet(&mut watcher);
+            for peer in &mut peers[..READS / 2] {
+                peer.write_all(b"data").unwrap();
+            }
+            // Room for one; what else has come is left where it is.
+            let first = next(&mut watcher);
+            for (index, &(op, conn)) in ops.iter().enumerate() {
+                assert_eq!(watcher.cancel(op), index != first.context);
+                assert!(index % 2 == 0 || watcher.free(conn));
+            }
+            for res in collect(&mut watcher, READS - 1) {
+                let expected = match res.context % 2 {
+                    0 => ErrorKind::Cancelled,
+                    _ => ErrorKind::ConnClosed,
+                };
+                let error = error_kind(&res);
+                assert!(res.data() == b"data" || error == Some(expected), "{res:?}");
+            }
+        }
+        let calls_before = watcher.stats().kernel_calls;
+        let count = watcher.wait_io_timeout(&mut Results::new(), 10 * GLANCE);
+        let calls = watcher.stats().kernel_calls - calls_before;
+        assert_eq!(count, Ok(0));
+        assert!(calls <= 10, "{calls} system calls with nothing to do");
+    }
+
+    /// A swap read is cancelled when there is data for it, unseen, but no buffer; be it one that would
+    /// get a private buffer, or one whose connection has as many as it may.
+    fn cancelled_without_a_buffer(kind: BackendKind) {
+        const SIZE: usize = 4096;
+        for (pipe, kept) in [(false, 0), (false, 2), (true, 0), (true, 2)] {
+            let small = builder(kind).swap_buffer_size(SIZE).swap_buffers(1);
+            let mut watcher = small.build().unwrap();
+            let (hog, mut hog_peer) = connect_to(&mut watcher);
+            hog_peer.write_all(&[0; SIZE]).unwrap();
+            watcher.read("hog", hog, None).unwrap();
+            let mut leases = vec![next(&mut watcher)];
+            let (other, mut other_peer) = connect_to(&mut watcher);
+            let (conn, mut peer) = connect_or_pipe(&mut watcher, pipe);
+            for _ in 0..kept {
+                peer.write_all(&[1; SIZE]).unwrap();
+                watcher.read("kept", conn, None).unwrap();
+                leases.push(next(&mut watcher));
+                assert_eq!(leases[leases.len() - 1].size, SIZE);
+            }
+            watcher.read("other", other, vec![0; 8]).unwrap();
+            let op = watcher.read("no buffer", conn, None).unwrap();
+            quiet(&mut watcher);
+            other_peer.write_all(b"first").unwrap();
+            peer.write_all(b"data").unwrap();
+            assert_eq!(next(&mut watcher).context, "other");
+            assert!(watcher.cancel(op));
+            let res = next(&mut watcher);
+            assert_eq!((res.op, res.size), (op, 0), "pipe: {pipe}, kept: {kept}");
+            assert_eq!(error_kind(&res), Some(ErrorKind::Cancelled));
+            drop(leases);
+            watcher.read("again", conn, None).unwrap();
+            assert_eq!(next(&mut watcher).data(), b"data");
+        }
+    }
+
+    /// A read is cancelled when its data was there, unseen, but somebody else has taken it.
+    fn cancelled_after_others_took_the_data(kind: BackendKind) {
+        let mut watcher = watcher(kind);
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut thief = reader.try_clone().unwrap();
+        let conn = watcher.delegate(reader).unwrap();
+        let (other, mut other_peer) = connect_to(&mut watcher);
+        for own in [None, Some(vec![0; 4])] {
+            watcher.read("other", other, vec![0; 8]).unwrap();
+            let op = watcher.read("too late", conn, own).unwrap();
+            quiet(&mut watcher);
+            other_peer.write_all(b"first").unwrap();
+            writer.write_all(b"data").unwrap();
+            assert_eq!(next(&mut watcher).context, "other");
+            thief.read_exact(&mut [0; 4]).unwrap();
+            assert!(watcher.cancel(op));
+            let res = next(&mut watcher);
+            assert_eq!((res.op, res.size), (op, 0));
+            assert_eq!(error_kind(&res), Some(ErrorKind::Cancelled));
+        }
     }
 
     fn unstarted_read_gives_back_nothing_read(kind: BackendKind) {

@@ -257,6 +257,25 @@ backends! {
         assert!(peer.read(&mut [0]).is_err(), "nothing went elsewhere");
     }
 
+    /// Each gets its attempt, also if there are more than the backend has room for in one turn.
+    fn deadline_in_the_past_of_more_than_fit(kind: BackendKind) {
+        const COUNT: usize = 12;
+        let mut watcher = builder(kind).queue_depth(1).build().unwrap();
+        let past = Instant::now() - ms(5);
+        let mut peers = Vec::new();
+        for index in 0..COUNT {
+            let (conn, peer) = with_data_ready(&mut watcher, b"data");
+            let buffer = (index % 2 == 0).then(|| vec![0; 4]);
+            watcher.read_timeout(index, conn, buffer, past).unwrap();
+            watcher.write_timeout(COUNT + index, conn, "out", past).unwrap();
+            peers.push(peer);
+        }
+        for res in collect(&mut watcher, 2 * COUNT) {
+            let size = if res.context < COUNT { 4 } else { 3 };
+            assert_eq!((res.size, res.error), (size, None), "{}", res.context);
+        }
+    }
+
     fn deadline_in_the_past_without_data(kind: BackendKind) {
         let (mut watcher, conn, _peer) = connected(kind);
         let past = Instant::now() - ms(5);

@@ -673,6 +673,31 @@ fn events_without_room_come_before_what_is_started_since() {
     assert_eq!(waiting, []);
 }
 
+/// An event that found no room is of a slot's old life when that is handed to another socket: it says
+/// nothing of this one, and makes nobody try.
+#[test]
+fn events_of_an_old_life_say_nothing_of_the_next() {
+    const SLOTS: u32 = 4;
+    let mut rig = Rig::new();
+    let mut peers: Vec<TcpStream> = (0..SLOTS).map(|slot| rig.pair(slot)).collect();
+    for (slot, peer) in (0..).zip(&mut peers) {
+        peer.write_all(b"data").unwrap();
+        until_arrived(rig.backend.socket(slot).unwrap(), 4);
+    }
+    rig.start(0, Lane::Read, Request::ReadSwap);
+    // Room for that one: the events behind it are left.
+    let first = rig.turn(Until::Time(Instant::now() + SOON), 1);
+    assert_eq!(first.len(), 1);
+    for slot in 1..SLOTS {
+        drop(rig.backend.release(slot));
+        peers.push(rig.pair(slot));
+        rig.start(slot, Lane::Read, Request::ReadSwap);
+    }
+    let reads_before = rig.backend.counts().reads;
+    rig.quiet();
+    assert_eq!(rig.backend.counts().reads, reads_before);
+}
+
 #[test]
 fn writes_that_never_wait_let_events_go_first() {
     let mut rig = Rig::new();
