@@ -216,13 +216,13 @@ backends! {
         let mut ops = vec![huge];
         ops.extend((1..5).map(|context| watcher.write(context, conn, "together").unwrap()));
         until_peer_has_data(&mut watcher, &peer);
-        ops.extend((5..8).map(|context| watcher.write(context, conn, "later").unwrap()));
-        for op in [4, 2, 5, 6, 1] {
+        ops.extend((5..9).map(|context| watcher.write(context, conn, "later").unwrap()));
+        for op in [4, 2, 5, 6, 7, 1] {
             assert!(watcher.cancel(ops[op]));
         }
-        let ended = collect(&mut watcher, 5);
+        let ended = collect(&mut watcher, 6);
         let order = ended.iter().map(|res| (res.context, res.size, error_kind(res)));
-        let expected = [1, 2, 4, 5, 6].map(|context| (context, 0, Some(ErrorKind::Cancelled)));
+        let expected = [1, 2, 4, 5, 6, 7].map(|context| (context, 0, Some(ErrorKind::Cancelled)));
         assert!(order.eq(expected), "{ended:?}");
         let reader = thread::spawn(move || {
             read_pattern(&mut peer, 0, MUCH);
@@ -230,7 +230,7 @@ backends! {
             peer.read_exact(&mut rest).unwrap();
             assert_eq!(&rest, b"togetherlater");
         });
-        for (res, context) in collect(&mut watcher, 3).iter().zip([0, 3, 7]) {
+        for (res, context) in collect(&mut watcher, 3).iter().zip([0, 3, 8]) {
             assert_eq!((res.context, res.error), (context, None));
         }
         reader.join().unwrap();

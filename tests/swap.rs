@@ -295,6 +295,95 @@ backends! {
         assert_eq!(watcher.stats().swap_starved, starved);
     }
 
+    /// Nor is one forgotten: a connection that waits again and again is counted each time.
+    fn starved_counts_each(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (hog, mut hog_peer) = connect_to(&mut watcher);
+        let (conn, mut peer) = connect_to(&mut watcher);
+        let mut kept = Vec::new();
+        for round in 0..4 {
+            hog_peer.write_all(&[0; 4096]).unwrap();
+            watcher.read("hog", hog, None).unwrap();
+            let lease = next(&mut watcher);
+            while kept.len() < 2 {
+                peer.write_all(&[0; 4096]).unwrap();
+                watcher.read("kept", conn, None).unwrap();
+                kept.push(next(&mut watcher));
+            }
+            let before = watcher.stats().swap_starved;
+            watcher.read("waits", conn, None).unwrap();
+            peer.write_all(b"data").unwrap();
+            quiet(&mut watcher);
+            assert_eq!(watcher.stats().swap_starved, before + 1, "round {round}");
+            drop(lease);
+            assert_eq!(next(&mut watcher).data(), b"data");
+        }
+    }
+
+    /// A read that waited and was cancelled or freed leaves nothing behind: with all buffers back, the
+    /// watcher sleeps.
+    fn ended_waits_are_forgotten(kind: BackendKind) {
+        for frees in [false, true] {
+            let mut watcher = one_swap_buffer(kind);
+            let (conn, mut peer) = connect_to(&mut watcher);
+            peer.write_all(&[0; 8 * 4096]).unwrap();
+            let mut held = Vec::new();
+            let waits = loop {
+                let op = watcher.read((), conn, None).unwrap();
+                let new = until_dry(&mut watcher);
+                if new.is_empty() && !held.is_empty() {
+                    break op;
+                }
+                held.extend(new);
+            };
+            assert!(if frees { watcher.free(conn) } else { watcher.cancel(waits) });
+            let expected = if frees { ErrorKind::ConnClosed } else { ErrorKind::Cancelled };
+            assert_eq!(error_kind(&next(&mut watcher)), Some(expected));
+            drop(held);
+            quiet(&mut watcher);
+            let calls_before = watcher.stats().kernel_calls;
+            let count = watcher.wait_io_timeout(&mut Results::new(), 10 * GLANCE);
+            let calls = watcher.stats().kernel_calls - calls_before;
+            assert_eq!(count, Ok(0));
+            assert!(calls <= 10, "{calls} system calls with nothing to do");
+        }
+    }
+
+    /// Connections that keep what they read wait; what another one gives back, on any thread, lets
+    /// them go on, first come first served.
+    fn others_give_back(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (hog, mut hog_peer) = connect_to(&mut watcher);
+        hog_peer.write_all(&[0; 4096]).unwrap();
+        watcher.read(9, hog, None).unwrap();
+        let lease = next(&mut watcher);
+        let mut kept = Vec::new();
+        let mut peers = Vec::new();
+        for index in 0..3 {
+            let (conn, mut peer) = connect_to(&mut watcher);
+            for _ in 0..2 {
+                peer.write_all(&[0; 4096]).unwrap();
+                watcher.read(index, conn, None).unwrap();
+                kept.push(next(&mut watcher));
+            }
+            peer.write_all(pattern(index, 100)).unwrap();
+            watcher.read(index, conn, None).unwrap();
+            quiet(&mut watcher);
+            peers.push(peer);
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // Most likely, the watcher sleeps by then.
+                thread::sleep(GLANCE);
+                drop(lease);
+            });
+            for (res, index) in collect(&mut watcher, 3).iter().zip(0..) {
+                assert_eq!((res.context, res.size, res.error), (index, 100, None));
+                assert!(is_pattern(index, res.data()));
+            }
+        });
+    }
+
     /// Of a pipe, too, no more is read than the buffers take; the reads wait for leases.
     fn pool_limit_holds_for_pipes(kind: BackendKind) {
         const SIZE: usize = 4096;

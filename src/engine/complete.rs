@@ -421,3 +421,25 @@ fn leased(payload: Payload) -> Buffer {
         _ => Buffer::EMPTY,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::conn::ConnIds;
+
+    /// What was told first is why the connection was lost; errors that come later follow from it.
+    #[test]
+    fn the_first_error_is_the_reason() {
+        let ids = Arc::new(ConnIds::new());
+        let mut engine = Engine::<()>::new(Arc::clone(&ids), 1, 1);
+        let conn = ids.allocate().unwrap_or(Conn::NONE);
+        engine.conns.open(conn, SocketKind::Stream);
+        for errno in [110, 104, 113] {
+            engine.note_lost(conn.slot(), Errno(errno));
+            let lost = engine.conns.get(conn.slot()).and_then(|state| state.lost);
+            assert_eq!(lost.map(NonZeroI32::get), Some(110));
+        }
+    }
+}

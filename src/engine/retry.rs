@@ -99,3 +99,24 @@ impl<C> Engine<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earliest_is_next() {
+        let now = Instant::now();
+        let ms = |ms| now + Duration::from_millis(ms);
+        let mut retries = Retries::default();
+        assert_eq!(retries.next(), None);
+        for (slot, at) in [(0, 64), (1, 2), (2, 16)] {
+            let at = (ms(at), Place::new(slot, Lane::Write));
+            retries.due.push(Reverse(at));
+        }
+        for (pause, next) in [(None, 2), (Some(1), 2), (Some(3), 3), (Some(70), 70)] {
+            retries.pause = pause.map(ms);
+            assert_eq!(retries.next(), Some(ms(next)), "paused until {pause:?}");
+        }
+    }
+}

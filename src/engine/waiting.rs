@@ -263,8 +263,7 @@ impl<C> Engine<C> {
     fn wait_for_buffer(&mut self, backend: &mut dyn Backend, at: Place) {
         self.open_credit(backend, at.slot());
         if backend.pool().is_out_of_memory() {
-            let at = backend.now() + MEMORY_RETRY;
-            self.waiting.memory_retry.get_or_insert(at);
+            self.retry_memory_later(backend);
         } else if !self.waits_for_leases(backend.loads(), at, Threshold::Private) {
             // They came back just now.
             return self.mark_urgent(at);
@@ -305,6 +304,9 @@ impl<C> Engine<C> {
     /// Lets as many reads go on as the returned room will serve.
     fn serve_starved(&mut self, backend: &mut dyn Backend) {
         let room = backend.swap_room();
+        if room.bytes == 0 && backend.pool().is_out_of_memory() {
+            self.retry_memory_later(backend);
+        }
         let typical = self.waiting.typical_read.max(1);
         let reads = match room.bytes {
             0 => 0,
@@ -359,6 +361,11 @@ impl<C> Engine<C> {
             }
         }
         self.waiting.returned = returned;
+    }
+
+    fn retry_memory_later(&mut self, backend: &dyn Backend) {
+        let at = backend.now() + MEMORY_RETRY;
+        self.waiting.memory_retry.get_or_insert(at);
     }
 
     fn retry_memory(&mut self, backend: &dyn Backend) {

@@ -25,7 +25,14 @@ impl Uring {
         request: Request,
     ) -> Result<(squeue::Entry, Op), Errno> {
         Ok(match request {
-            Request::ReadSwap => (receive(fd, self.buffers.is_empty()), Op::RecvSwap),
+            Request::ReadSwap => {
+                // One that begins with nothing lent waits for its data first, and would be overtaken by
+                // those that begin after the next refill.
+                if self.buffers.is_empty() {
+                    self.buffers.refill(&self.pool);
+                }
+                (receive(fd, self.buffers.is_empty()), Op::RecvSwap)
+            }
             Request::Write => (send(fd, self.loads.unwritten(at)), Op::Transfer),
             Request::WriteMany => {
                 let batch = self.loads.batch(at).ok_or(Errno(libc::EINVAL))?;
