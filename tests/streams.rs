@@ -103,6 +103,34 @@ backends! {
         assert!(held.iter().all(|res| res.op == stream && res.error.is_none()));
     }
 
+    /// Leases that are dropped on another thread wake the watcher that sleeps meanwhile.
+    fn paused_stream_is_woken(kind: BackendKind) {
+        const SIZE: usize = 1024;
+        let builder = builder(kind).swap_buffer_size(SIZE).swap_buffers(256);
+        let mut watcher = builder.stream_window(4 * SIZE).build().unwrap();
+        let (conn, mut peer) = connect_to(&mut watcher);
+        watcher.read_stream(conn, conn).unwrap();
+        write_pattern(&mut peer, 0, 24 * SIZE);
+        let mut held = vec![next(&mut watcher)];
+        let mut results = Results::new();
+        while watcher.wait_io_timeout(&mut results, GLANCE).unwrap() > 0 {
+            held.extend(results.drain());
+        }
+        let seen: usize = held.iter().map(|res| res.size).sum();
+        assert!(seen < 24 * SIZE, "it did not pause");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // Most likely, the watcher sleeps by then.
+                thread::sleep(GLANCE);
+                drop(held);
+            });
+            let mut results = Results::with_capacity(1);
+            turn(&mut watcher, &mut results);
+            let res = results.pop().unwrap();
+            assert!(res.size > 0 && is_pattern(seen, res.data()));
+        });
+    }
+
     /// The end of a pause is no result, and no reason to give none: others may have something.
     fn pausing_hides_nobody(kind: BackendKind) {
         let mut watcher = builder(kind).stream_window(1000).build().unwrap();
