@@ -11,8 +11,11 @@ use super::Watcher;
 use crate::engine::Engine;
 use crate::results::Results;
 
-/// Rounds after the time is over, while there is still something to do that may give a result.
+/// Rounds after the time is over, while there is still something to do that may give a result: so many
+/// in any case, so many at most, and no more than take so long in between.
+const ROUNDS_OVER_MIN: u32 = 16;
 const ROUNDS_OVER_MAX: u32 = 1000;
+const OVER_MAX: Duration = Duration::from_millis(20);
 /// Rounds until the backend has got used to being nested, at most; it takes two.
 const ROUNDS_TO_SETTLE: u32 = 8;
 
@@ -35,7 +38,7 @@ impl<C> Watcher<C> {
     /// Turns round until there are results, or the time is over.
     fn run(&mut self, max: usize, limit: Until) -> Result<()> {
         let refused = |errno| Error::os(Doing::Wait, errno);
-        let mut rounds_over = 0;
+        let mut over = Over::default();
         let mut spin = Spin::new(self.spin);
         loop {
             let again = self.turn(max, limit, &mut spin).map_err(refused)?;
@@ -45,14 +48,13 @@ impl<C> Watcher<C> {
             if self.engine.is_over() {
                 return Err(Error::new(Doing::Wait, ErrorKind::WatcherClosed));
             }
-            let over = match limit {
+            let is_over = match limit {
                 Until::Now => true,
                 Until::Time(at) => self.backend.now() >= at,
                 Until::Done => false,
             };
-            rounds_over += u32::from(over);
             let quiet = !again && !self.engine.has_dirty();
-            if over && (quiet || rounds_over > ROUNDS_OVER_MAX) {
+            if is_over && (quiet || over.has_lasted(&*self.backend)) {
                 return Ok(());
             }
         }
@@ -202,6 +204,25 @@ impl<C> Watcher<C> {
     pub(super) fn check_here(&self, doing: Doing) -> Result<()> {
         let refused = |kind| Err(Error::new(doing, kind));
         self.home.refusal().map_or(Ok(()), refused)
+    }
+}
+
+/// The rounds after the time is over.
+#[derive(Default)]
+struct Over {
+    rounds: u32,
+    since: Option<Instant>,
+}
+
+impl Over {
+    /// Counts one more. Whether they were enough, whatever there is to do.
+    #[cold]
+    fn has_lasted(&mut self, backend: &dyn Backend) -> bool {
+        self.rounds += 1;
+        let now = backend.now();
+        let since = *self.since.get_or_insert(now);
+        self.rounds > ROUNDS_OVER_MAX
+            || self.rounds > ROUNDS_OVER_MIN && now.duration_since(since) > OVER_MAX
     }
 }
 
