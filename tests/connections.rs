@@ -9,9 +9,11 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 #[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+#[cfg(target_os = "linux")]
 use std::time::Duration;
 use std::{fs, process, thread};
 
+#[cfg(target_os = "linux")]
 use common::process::in_child;
 use common::{
     GLANCE, PATIENCE, backends, collect, connect_to, error_kind, listener, name, next, quiet,

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+#[cfg(target_os = "linux")]
 use common::process::in_child;
 use common::{
     GLANCE, backends, collect, connected, error_kind, next, pair, pattern_vec, quiet, read_exactly,

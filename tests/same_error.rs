@@ -7,6 +7,8 @@
     clippy::panic,
     clippy::print_stdout
 )]
+// Some cases are about what only Linux has.
+#![cfg_attr(not(target_os = "linux"), allow(unused_imports))]
 
 mod common;
 

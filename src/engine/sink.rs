@@ -47,13 +47,15 @@ impl<C, B: Backend> Sink<B> for Engine<C> {
         self.counts.completions += 1;
         let size = lease.len();
         let leased_bytes = lease.stream_leased_bytes();
-        let state = self.conns.get(at.slot());
+        let state = self.conns.get_mut(at.slot());
         if let Some(state) = state.filter(|state| state.phase == Phase::Open)
-            && let Some(first) = &state.lane(Lane::Read).first
+            && let (conn, lane) = (state.conn, state.lane_mut(Lane::Read))
+            && let Some(first) = &lane.first
             && first.what == What::ReadStream
             && let Some(clone) = self.clone_context
         {
-            let (op, conn, context) = (first.op, state.conn, clone(&first.context));
+            let (op, context) = (first.op, clone(&first.context));
+            lane.misses = 0;
             self.out.push_with(move || OpResult {
                 operation: Operation::Read,
                 op,
