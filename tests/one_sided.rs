@@ -7,7 +7,7 @@
 mod common;
 
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::thread;
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use common::process::in_child;
 use common::{
     GLANCE, backends, collect, connected, error_kind, next, pair, pattern_vec, quiet, read_exactly,
-    read_pattern, watcher,
+    read_pattern, until, watcher,
 };
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, Interest, OpId, OpResult, Results, Watcher};
 use socket2::SockRef;
@@ -249,11 +249,13 @@ backends! {
             let (mut watcher, conn, mut peer) = connected(kind);
             if when == When::BeforeTheWrite {
                 Peer::SendsUrgentData.acts(&peer);
+                until_urgent(&watcher, conn);
             }
             watcher.ready(1, conn, Interest::Readable).unwrap();
             quiet(&mut watcher);
             if when == When::WhileItWaits {
                 Peer::SendsUrgentData.acts(&peer);
+                until_urgent(&watcher, conn);
                 quiet(&mut watcher);
             }
             std::io::Write::write_all(&mut peer, b"data").unwrap();
@@ -267,6 +269,21 @@ backends! {
             assert_eq!(next(&mut watcher).error, None);
         }
     }
+}
+
+/// Waits until an urgent byte is there, whole. While it arrives, a busy system says for a moment that there
+/// is something to read.
+fn until_urgent<C>(watcher: &Watcher<C>, conn: Conn) {
+    let mut poll = libc::pollfd {
+        fd: watcher.socket(conn).unwrap().as_raw_fd(),
+        events: libc::POLLPRI,
+        revents: 0,
+    };
+    until("the urgent byte is there", || {
+        // SAFETY: one entry, borrowed for the call.
+        let count = unsafe { libc::poll(&raw mut poll, 1, 0) };
+        count == 1 && poll.revents & libc::POLLPRI != 0
+    });
 }
 
 /// Threads of this process, the kernel's for it included.
