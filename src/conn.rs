@@ -163,14 +163,11 @@ mod tests {
 
     use super::*;
 
-    /// Lives of their own, since tests run at the same time.
-    fn lives() -> &'static Lives {
-        Box::leak(Box::new(Lives::new()))
-    }
-
     #[test]
     fn no_handle_comes_twice() {
-        let lives = lives();
+        // Of its own, since tests run at the same time.
+        static LIVES: Lives = Lives::new();
+        let lives = &LIVES;
         let mut seen = HashSet::from([Conn::NONE]);
         for _ in 0..3 {
             let ids = ConnIds::of(lives);
@@ -188,7 +185,9 @@ mod tests {
     /// More watchers than a tag in the handle could tell apart.
     #[test]
     fn handles_of_many_watchers_differ() {
-        let lives = lives();
+        // Of its own, since tests run at the same time.
+        static LIVES: Lives = Lives::new();
+        let lives = &LIVES;
         let first = ConnIds::of(lives).allocate();
         for _ in 0..(1 << 20) + 10 {
             assert_ne!(ConnIds::of(lives).allocate(), first);
@@ -197,7 +196,9 @@ mod tests {
 
     #[test]
     fn a_worn_index_retires() {
-        let lives = lives();
+        // Of its own, since tests run at the same time.
+        static LIVES: Lives = Lives::new();
+        let lives = &LIVES;
         if let Some(taken) = lives.taken(0) {
             taken.store(u32::MAX - 1, Ordering::Relaxed);
         }
