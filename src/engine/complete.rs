@@ -56,7 +56,11 @@ impl<C> Engine<C> {
             What::Write if count > 1 => self.wrote_many(backend, at, count, result),
             What::ReadStream => match result {
                 Err(errno) if errno.is_out_of_buffers() => {
-                    self.out_of_buffers(backend, at, private);
+                    if self.is_over_window(backend.loads(), at) {
+                        self.resume_or_park(backend, at);
+                    } else {
+                        self.out_of_buffers(backend, at, private);
+                    }
                 }
                 result => self.stream_step(backend, at, more, payload, result),
             },
