@@ -1,8 +1,8 @@
-//! Decides which backends a target can have. Everything else asks for the names set here
-//! (`gaio_uring`, `gaio_epoll`, `gaio_kqueue`), never for an operating system.
+//! Sets one `cfg` for each backend that the target can have: `gaio_uring`, `gaio_epoll`,
+//! `gaio_kqueue`. All other code tests these names, never an operating system.
 //!
-//! A fourth name comes from outside: `RUSTFLAGS="--cfg gaio_kqueue_model"` gives Linux the kqueue
-//! backend over a model of kqueue, for the tests and for nobody else.
+//! `gaio_kqueue_model` comes from outside: `RUSTFLAGS="--cfg gaio_kqueue_model"` gives Linux the
+//! kqueue backend over a model of kqueue. Only the tests use it.
 
 use std::env::{var, var_os};
 
@@ -20,7 +20,7 @@ fn main() {
 
 fn backends() -> Vec<&'static str> {
     let target = |what| var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
-    // An event carries 64 bits of ours in a pointer.
+    // A kevent carries the 64 bits of a token in a pointer.
     let wide = target("POINTER_WIDTH") == "64";
     match target("OS").as_str() {
         "linux" if var_os("CARGO_CFG_GAIO_KQUEUE_MODEL").is_some() => BACKENDS.to_vec(),

@@ -5,14 +5,13 @@
 
 mod common;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use common::Fallible;
-use gaio::{Choice, Conn, OpResult, Operation, Results, Watcher};
+use gaio::{Choice, ConnMap, ErrorKind, Operation, Results, Watcher};
 use socket2::SockRef;
 
 const USAGE: &str = "\
@@ -21,6 +20,9 @@ push [--addr 127.0.0.1:7000] [--backend auto|io_uring|epoll|kqueue] [--interval-
 
 /// What the kernel may hold back for a client: little, so that it soon shows who is behind.
 const SEND_BUFFER_BYTES: usize = 4096;
+
+/// About the length of a line.
+const LINE_BYTES: usize = 32;
 
 fn main() -> ExitCode {
     common::run(USAGE, Options::parse(), serve)
@@ -32,7 +34,10 @@ fn serve(options: Options) -> Fallible<()> {
     SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES)?;
     let addr = listener.local_addr()?;
 
-    let mut watcher = Watcher::builder().backend(options.backend).build()?;
+    let mut watcher = Watcher::builder()
+        .backend(options.backend)
+        .write_limit(options.behind_max * LINE_BYTES)
+        .build()?;
     let listener = watcher.listen(listener)?;
     watcher.accept((), listener)?;
     let remote = watcher.remote();
@@ -44,7 +49,7 @@ fn serve(options: Options) -> Fallible<()> {
     Server {
         watcher,
         options,
-        clients: HashMap::new(),
+        clients: ConnMap::new(),
         lines: 0,
     }
     .run()
@@ -53,8 +58,7 @@ fn serve(options: Options) -> Fallible<()> {
 struct Server {
     watcher: Watcher,
     options: Options,
-    /// How many lines each client is behind: given to the watcher, not yet taken by the kernel.
-    clients: HashMap<Conn, usize>,
+    clients: ConnMap<()>,
     /// Lines pushed so far.
     lines: u64,
 }
@@ -76,10 +80,14 @@ impl Server {
                     }
                     Operation::Accept => {
                         if let Some(conn) = common::accepted(&result)? {
-                            self.clients.insert(conn, 0);
+                            self.clients.insert(conn, ());
                         }
                     }
-                    Operation::Write => self.written(&result),
+                    // A client is gone.
+                    Operation::Write if result.error.is_some() => {
+                        self.clients.remove(result.conn);
+                        self.watcher.free(result.conn);
+                    }
                     // The signal's message.
                     Operation::Post => return Ok(()),
                     _ => {}
@@ -92,28 +100,16 @@ impl Server {
     fn push(&mut self) {
         self.lines += 1;
         let line = Bytes::from(format!("line {} at {}\n", self.lines, unix_time()));
-        let behind_max = self.options.behind_max;
         let watcher = &mut self.watcher;
-        self.clients.retain(|&conn, behind| {
-            if *behind > behind_max {
-                eprintln!("push: a client was {behind} lines behind and is dropped");
+        self.clients.retain(|conn, ()| {
+            let refused = watcher.write((), conn, line.clone()).err();
+            if refused.as_ref().map(|it| it.error().kind()) == Some(ErrorKind::WriteLimit) {
+                let behind = watcher.queued_bytes(conn);
+                eprintln!("push: a client was {behind} bytes behind and is dropped");
                 watcher.free(conn);
-                return false;
             }
-            *behind += 1;
-            // A refused write finds the connection freed.
-            watcher.write((), conn, line.clone()).is_ok()
+            refused.is_none()
         });
-    }
-
-    /// A client took a line, or is gone. Results of one that was dropped find it here no more.
-    fn written(&mut self, result: &OpResult) {
-        if result.error.is_some() {
-            self.clients.remove(&result.conn);
-            self.watcher.free(result.conn);
-        } else if let Some(behind) = self.clients.get_mut(&result.conn) {
-            *behind -= 1;
-        }
     }
 }
 
@@ -149,7 +145,9 @@ impl Options {
                     let ms = args.value()?.parse_with(common::at_least_one::<u32>)?;
                     options.interval = Duration::from_millis(ms.into());
                 }
-                Long("behind-max") => options.behind_max = args.value()?.parse()?,
+                Long("behind-max") => {
+                    options.behind_max = args.value()?.parse_with(common::at_least_one)?;
+                }
                 Long("help") | Short('h') => return Ok(None),
                 _ => return Err(arg.unexpected()),
             }

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use gaio_backends::select::Choice;
-use gaio_backends::{BackendInfo, Doing, Error, ErrorKind, Options, Result, Selected, select};
+use gaio_backends::Choice;
+use gaio_backends::{BackendInfo, ErrorContext, ErrorKind, Options, Result, Selected, select};
 
 use crate::watcher::Watcher;
 
@@ -18,22 +18,34 @@ const QUEUE_DEPTH: RangeInclusive<usize> = 1..=32_768;
 /// Options of a [`Watcher`]. The defaults suit a server with thousands of connections.
 ///
 /// ```
-/// use gaio::{BackendKind, Choice, Watcher};
+/// use gaio::{Choice, Watcher};
 ///
 /// # fn main() -> gaio::Result<()> {
 /// let watcher = Watcher::<()>::builder()
-///     .backend(Choice::Only(BackendKind::Epoll))
+///     .backend(Choice::Auto)
 ///     .swap_buffer_size(16 * 1024)
+///     .swap_buffers(1024)
 ///     .build()?;
-/// assert_eq!(watcher.backend().kind(), BackendKind::Epoll);
+/// println!("{}", watcher.backend());
 /// # Ok(())
 /// # }
+/// ```
+///
+/// An option out of its range is an error that says what is allowed:
+///
+/// ```
+/// use gaio::{ErrorKind, Watcher};
+///
+/// let error = Watcher::<()>::builder().queue_depth(0).build().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// assert_eq!(error.to_string(), "queue_depth: the depth must lie between 1 and 32,768");
 /// ```
 #[must_use]
 pub struct Builder<C = ()> {
     choice: Choice,
     options: Options,
     stream_window: usize,
+    write_limit: usize,
     spin: Duration,
     context: PhantomData<fn() -> C>,
 }
@@ -49,65 +61,100 @@ impl<C> Builder<C> {
                 restricted: false,
             },
             stream_window: 512 * KIB,
+            write_limit: usize::MAX,
             spin: Duration::ZERO,
             context: PhantomData,
         }
     }
 
-    /// Which backend. Default: [`Choice::Auto`].
+    /// The backend. Default: [`Choice::Auto`]. [`guide::backends`](crate::guide::backends) has more.
     pub fn backend(mut self, choice: Choice) -> Self {
         self.choice = choice;
         self
     }
 
-    /// Bytes in one swap buffer, 1 KiB to 1 GiB. Default: 64 KiB. One read gives at most so much.
+    /// The size of a swap buffer, 1 KiB to 1 GiB. Default: 64 KiB. One swap read returns at most this much.
     pub fn swap_buffer_size(mut self, bytes: usize) -> Self {
         self.options.swap_buffer_size = bytes;
         self
     }
 
-    /// The most swap buffers there may be, 1 to 1,048,576. Default: 256. They are allocated as
-    /// needed.
+    /// The maximum number of swap buffers, 1 to 1,048,576. Default: 256. They are allocated as needed.
     ///
-    /// When all are out, a connection that holds little goes on in small buffers of its own, two of at
-    /// most 4 KiB. So swap reads take at most `swap_buffers` times
-    /// [`swap_buffer_size`](Builder::swap_buffer_size), and 8 KiB for each connection whose leases the
-    /// program keeps. A connection that holds more than that waits until some of it comes back.
+    /// When all are out, a connection that holds little reads into small buffers of its own, at most two
+    /// of 4 KiB. One that holds more waits until some of it, or a swap buffer, comes back. So swap reads
+    /// take at most `swap_buffers` × [`swap_buffer_size`](Builder::swap_buffer_size), and 8 KiB for each
+    /// connection whose leases the program keeps.
     pub fn swap_buffers(mut self, count: usize) -> Self {
         self.options.swap_buffers = count;
         self
     }
 
-    /// Leased bytes that one `read_stream` may have outstanding before it pauses, at least 1.
-    /// Default: 512 KiB. What the kernel has received by then is still handed out. While less than a
-    /// quarter of the swap buffers is left, a stream pauses from 16 KiB on, so that a few streams whose
-    /// leases are kept do not take what all others need.
+    /// The leased bytes that one `read_stream` may have outstanding before it pauses, at least 1. Default:
+    /// 512 KiB. What the kernel has received by then is still returned. While less than a quarter
+    /// of the swap buffers is left, a stream pauses at 16 KiB, so that a few streams whose leases are
+    /// kept leave room for the others.
     pub fn stream_window(mut self, bytes: usize) -> Self {
         self.stream_window = bytes;
         self
     }
 
-    /// How many operations one turn can start, 1 to 32,768; more wait for the next turn.
-    /// Default: 1024. On io_uring this is the size of the submission queue, of which memory that
-    /// counts against `RLIMIT_MEMLOCK` grows; a smaller one is taken if that is too little.
+    /// The bytes that the writes of one connection may have queued, at least 1. Default: no limit. A write
+    /// that would exceed it is refused with [`WriteLimit`](crate::ErrorKind::WriteLimit), and
+    /// everything comes back. Where nothing is queued, a single write may be as long as it likes, so that a
+    /// long message can be sent at all.
+    ///
+    /// What is queued is what [`queued_bytes`](Watcher::queued_bytes) says: a write counts from the call
+    /// on, and its bytes cease to count when the kernel has them, as of the last turn. A write of a
+    /// [`Remote`](crate::Remote) is checked when the watcher takes it, and the refusal is its result.
+    ///
+    /// ```
+    /// use gaio::{ErrorKind, Results, Watcher};
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
+    /// let (ours, _peer) = UnixStream::pair()?; // a peer that never reads
+    /// let mut watcher = Watcher::builder().write_limit(1 << 20).build()?;
+    /// let mut results = Results::new();
+    /// let conn = watcher.delegate(ours)?;
+    /// loop {
+    ///     match watcher.write((), conn, vec![0; 64 * 1024]) {
+    ///         Ok(_) => watcher.wait_io_timeout(&mut results, std::time::Duration::ZERO)?,
+    ///         Err(rejected) if rejected.error().kind() == ErrorKind::WriteLimit => break, // too slow
+    ///         Err(rejected) => return Err(rejected.error().into()),
+    ///     };
+    /// }
+    /// assert!(watcher.queued_bytes(conn) <= 1 << 20);
+    /// watcher.free(conn);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn write_limit(mut self, bytes: usize) -> Self {
+        self.write_limit = bytes;
+        self
+    }
+
+    /// The number of operations that one turn can start, 1 to 32,768. Default: 1024. The others wait for
+    /// the next turn. On io_uring this is the size of the submission queue. A larger queue needs more
+    /// locked memory (`RLIMIT_MEMLOCK`): 140 KiB for the default, 30 KiB for a queue of 32. If the limit is
+    /// too low, a smaller queue is used.
     pub fn queue_depth(mut self, operations: usize) -> Self {
         self.options.queue_depth = operations;
         self
     }
 
-    /// Lets the kernel refuse, through this watcher's ring, everything that this library does not
-    /// use (`IORING_REGISTER_RESTRICTIONS`): whoever takes the process over finds no ring in it
-    /// that opens files. Costs nothing that could be measured. Default: off. A backend without a
-    /// ring has nothing to restrict and ignores it.
+    /// Makes the kernel refuse everything on this watcher's ring that this library does not use
+    /// (`IORING_REGISTER_RESTRICTIONS`). Code that takes over the process then finds no ring with
+    /// which it could open files. It has no measurable cost. Default: off. Backends
+    /// without a ring ignore it.
     pub fn restricted(mut self, on: bool) -> Self {
         self.options.restricted = on;
         self
     }
 
-    /// How long [`wait_io`](Watcher::wait_io) looks for results again and again before it sleeps.
-    /// Default: not at all. A request that is answered within this time is seen without the
-    /// latency of being woken, for which this thread uses its CPU all the while: for few busy
-    /// connections and a CPU of its own.
+    /// How long [`wait_io`](Watcher::wait_io) looks for results again and again before it sleeps. Default:
+    /// not at all. An answer that comes within this time is seen without the latency of a wake-up, but
+    /// the thread keeps its CPU busy. Use it for few busy connections and a CPU of their own.
     pub fn spin(mut self, duration: Duration) -> Self {
         self.spin = duration;
         self
@@ -116,15 +163,16 @@ impl<C> Builder<C> {
     /// Builds the watcher.
     ///
     /// # Errors
-    /// `InvalidInput` for an option out of its range (the text says which, and what is allowed);
-    /// `Unsupported` for a backend that this build or machine does not have, or a `GAIO_BACKEND` that
-    /// names none (the text quotes it); `Os` if the system refuses descriptors or memory.
+    /// - `InvalidInput` for an option out of its range. The text says which one, and what is allowed.
+    /// - `Unsupported` for a backend that this build or machine does not have, or a `GAIO_BACKEND` that
+    ///   names no backend.
+    /// - `Os` if the system refuses descriptors or memory.
     pub fn build(self) -> Result<Watcher<C>> {
         let choice = self.choice;
-        self.build_with(|options| select::select(choice, options))
+        self.build_with(|options| select(choice, options))
     }
 
-    /// The same on a backend that the caller makes; for this project's own tests.
+    /// The same on a backend that the caller makes, for this project's own tests.
     #[doc(hidden)]
     pub fn build_with(
         self,
@@ -134,24 +182,28 @@ impl<C> Builder<C> {
         let in_range = [
             (
                 SWAP_BUFFER_SIZE.contains(&options.swap_buffer_size),
-                Doing::SizeSwapBuffers,
+                ErrorContext::SizeSwapBuffers,
             ),
             (
                 SWAP_BUFFERS.contains(&options.swap_buffers),
-                Doing::CountSwapBuffers,
+                ErrorContext::CountSwapBuffers,
             ),
-            (QUEUE_DEPTH.contains(&options.queue_depth), Doing::SizeQueue),
-            (self.stream_window > 0, Doing::SizeStreamWindow),
+            (
+                QUEUE_DEPTH.contains(&options.queue_depth),
+                ErrorContext::SizeQueue,
+            ),
+            (self.stream_window > 0, ErrorContext::SizeStreamWindow),
+            (self.write_limit > 0, ErrorContext::SizeWriteLimit),
         ];
-        if let Some((_, doing)) = in_range.into_iter().find(|(good, _)| !good) {
-            return Err(Error::new(doing, ErrorKind::InvalidInput));
+        if let Some((_, error_context)) = in_range.into_iter().find(|(good, _)| !good) {
+            return Err(error_context.error(ErrorKind::InvalidInput));
         }
         let (backend, info) = make(options)?;
         Ok(Watcher::assemble(
             backend,
             info,
             self.stream_window,
-            options.swap_buffer_size,
+            self.write_limit,
             self.spin,
         ))
     }
@@ -163,6 +215,7 @@ impl<C> fmt::Debug for Builder<C> {
             .field("choice", &self.choice)
             .field("options", &self.options)
             .field("stream_window", &self.stream_window)
+            .field("write_limit", &self.write_limit)
             .finish_non_exhaustive()
     }
 }

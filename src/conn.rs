@@ -1,4 +1,4 @@
-//! `Conn`, the handle of a connection, and where handles come from.
+//! `Conn`, the handle of a connection, and `ConnIds`, which gives handles out.
 //!
 //! A handle is an index and the number of a *life* of that index. Lives are counted for the whole
 //! process: each watcher takes them in blocks from one table, so that no two connections ever have the
@@ -10,14 +10,31 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 const INDEX_BITS: u32 = 24;
 const INDEX_MAX: u32 = (1 << INDEX_BITS) - 1;
-/// How many lives of an index a watcher takes at a time: 2^8, so 2^32 blocks are there of each index.
+/// The number of lives of an index that a watcher takes at a time is 2^8. So each index has 2^32 such
+/// blocks.
 const BLOCK_BITS: u32 = 8;
 
-/// A connection or a listener of one watcher. Eight bytes, `Copy`.
+/// The handle of a connection or a listener. Eight bytes, `Copy`.
 ///
-/// A handle never comes to mean another connection, of this watcher or of any other of the process:
-/// none is given out twice. Used after the connection was freed, or on another watcher, it is refused
-/// with [`ErrorKind::ConnClosed`](crate::ErrorKind::ConnClosed).
+/// A handle never comes to mean another connection: the process gives out each one once. After the
+/// connection was freed, or on another watcher, it is refused with
+/// [`ErrorKind::ConnClosed`](crate::ErrorKind::ConnClosed). For state by connection there is
+/// [`ConnMap`](crate::ConnMap).
+///
+/// ```
+/// use gaio::{Conn, Watcher};
+/// use std::os::unix::net::UnixStream;
+///
+/// # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
+/// let (ours, theirs) = UnixStream::pair()?;
+/// let mut watcher = Watcher::<()>::new()?;
+/// let (one, two) = (watcher.delegate(ours)?, watcher.delegate(theirs)?);
+/// assert_ne!(one, two);
+/// assert!(one.index() < 2 && two.index() < 2); // dense
+/// assert!(!watcher.contains(Conn::NONE));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conn(u64);
 
@@ -30,18 +47,18 @@ pub(crate) struct ConnIds {
 
 #[derive(Debug, Default)]
 struct Free {
-    /// Handles that were never given out, of indexes that were.
+    /// Handles that were never given out, of indexes that were used before.
     reusable: Vec<Conn>,
     /// The indexes from here on were never used.
     fresh: u32,
 }
 
 impl Conn {
-    /// No connection: what results of timers and messages carry. Every call refuses it.
+    /// No connection. Results of timers and messages have it. Every call refuses it.
     pub const NONE: Conn = Conn(0);
 
-    /// A small number for tables of the program's own: dense, and given to a new connection only
-    /// after the last result of the old one was handed out and a later `wait_io` began.
+    /// A small number for the program's own tables. Indexes are dense. A new connection has the index of
+    /// an old one only after the last result of the old one was returned and a later `wait_io` began.
     pub fn index(self) -> usize {
         self.slot() as usize
     }
@@ -95,7 +112,7 @@ impl ConnIds {
         while free.fresh < INDEX_MAX {
             let index = free.fresh;
             free.fresh += 1;
-            // Other watchers may have worn it out.
+            // Other watchers may have worn the index out.
             if let Some(block) = self.lives.take_block(index) {
                 return Some(Conn::first(index, block));
             }
@@ -122,9 +139,9 @@ impl ConnIds {
 const CHUNK_BITS: u32 = 12;
 const CHUNKS: usize = 1 << (INDEX_BITS - CHUNK_BITS);
 
-/// How many blocks of lives were given out of each index, for all watchers of the process. It only
-/// grows: by four bytes for each index that was ever used at the same time as all below it. There is
-/// no lock, so that a child that was forked meanwhile does not wait for one.
+/// The number of blocks of lives that were given out of each index, for all watchers of the process.
+/// The table only grows: four bytes for each index that was ever used at the same time as all below it.
+/// There is no lock, so a forked child never waits for one.
 struct Lives {
     chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
 }
@@ -136,11 +153,12 @@ impl Lives {
         }
     }
 
-    /// A block of an index that nobody had. Not block 0, which [`Conn::NONE`] is of. `None` when there
-    /// are no more: the index is worn out for ever.
+    /// A block of an index that no watcher had before. It is never block 0, to which [`Conn::NONE`]
+    /// belongs. `None` when there are no more: the index is worn out for ever.
     fn take_block(&self, index: u32) -> Option<u32> {
         let taken = self.taken(index)?;
-        let before = taken.try_update(Ordering::Relaxed, Ordering::Relaxed, |it| it.checked_add(1));
+        let before =
+            taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |it| it.checked_add(1));
         before.ok().map(|before| before + 1)
     }
 
@@ -165,7 +183,7 @@ mod tests {
 
     #[test]
     fn no_handle_comes_twice() {
-        // Of its own, since tests run at the same time.
+        // A table of its own, because tests run at the same time.
         static LIVES: Lives = Lives::new();
         let lives = &LIVES;
         let mut seen = HashSet::from([Conn::NONE]);
@@ -185,7 +203,7 @@ mod tests {
     /// More watchers than a tag in the handle could tell apart.
     #[test]
     fn handles_of_many_watchers_differ() {
-        // Of its own, since tests run at the same time.
+        // A table of its own, because tests run at the same time.
         static LIVES: Lives = Lives::new();
         let lives = &LIVES;
         let first = ConnIds::of(lives).allocate();
@@ -196,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_worn_index_retires() {
-        // Of its own, since tests run at the same time.
+        // A table of its own, because tests run at the same time.
         static LIVES: Lives = Lives::new();
         let lives = &LIVES;
         if let Some(taken) = lives.taken(0) {

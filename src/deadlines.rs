@@ -1,7 +1,7 @@
 //! `Deadline`, and the queue that knows which request runs out of time next.
 //!
-//! A heap with four children a node that remembers where each request stands, so that a request
-//! which finishes in time takes its deadline along in O(log n) and nothing stale piles up.
+//! The queue is a heap with four children a node. It remembers where each request stands, so a request
+//! that finishes in time takes its deadline along in O(log n), and nothing stale piles up.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,24 @@ use gaio_backends::shrink_overgrown;
 
 use crate::request::{Key, Position};
 
-/// When a request runs out of time: a point in time, or never.
+/// A point in time at which a request runs out of time, or never.
 ///
-/// Made of a [`Duration`] from now, an [`Instant`], or an optional one. A duration too long for
-/// the clock is never.
+/// Calls take whatever converts into one: a [`Duration`] from now, an [`Instant`], or an
+/// `Option<Instant>`. A duration that is too long for the clock means never.
 ///
 /// ```
-/// use gaio::Deadline;
+/// use gaio::{Conn, Deadline, Watcher};
 /// use std::time::{Duration, Instant};
 ///
-/// let soon = Deadline::from(Duration::from_millis(50));
-/// let then = Deadline::from(Instant::now());
-/// let never = Deadline::NEVER;
+/// # fn main() -> gaio::Result<()> {
+/// # let mut watcher = Watcher::<()>::new()?;
+/// # let conn = Conn::NONE;
+/// let limit = Instant::now() + Duration::from_secs(10);
+/// let _ = watcher.read_timeout((), conn, None, Duration::from_secs(10)); // from now
+/// let _ = watcher.read_timeout((), conn, None, limit); // a point in time
+/// let _ = watcher.read_full((), conn, vec![0; 512], Deadline::NEVER);
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline(Option<Instant>);
@@ -55,11 +61,12 @@ impl From<Option<Instant>> for Deadline {
 const ABSENT: u32 = u32::MAX;
 const CHILDREN: usize = 4;
 
-/// Requests by their deadlines.
+/// Requests in the order of their deadlines.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
     heap: Vec<(Instant, Key)>,
-    /// Where in the heap each request stands: the first ones of lanes, and all others.
+    /// The place of each request in the heap, by the number in its key: the first requests of lanes,
+    /// and all others.
     firsts: Vec<u32>,
     others: Vec<u32>,
 }
@@ -81,6 +88,18 @@ impl Deadlines {
         self.rise(self.heap.len() - 1);
     }
 
+    /// Moves the deadline of a request, or adds its first.
+    pub(crate) fn set(&mut self, request: Key, at: Instant) {
+        let place = *self.place(request);
+        match self.heap.get_mut(place as usize) {
+            Some(entry) => {
+                entry.0 = at;
+                self.settle(place as usize);
+            }
+            None => self.insert(request, at),
+        }
+    }
+
     /// Forgets a request, if it has a deadline.
     pub(crate) fn remove(&mut self, request: Key) {
         let place = std::mem::replace(self.place(request), ABSENT);
@@ -89,7 +108,7 @@ impl Deadlines {
         }
     }
 
-    /// A request goes by another key from now on.
+    /// Gives a request its new key.
     pub(crate) fn rename(&mut self, from: Key, to: Key) {
         let place = std::mem::replace(self.place(from), ABSENT);
         if let Some(entry) = self.heap.get_mut(place as usize) {
@@ -104,7 +123,7 @@ impl Deadlines {
         shrink_overgrown(&mut self.heap);
     }
 
-    /// Of the requests that are not the first of a lane, only those below `count` are left.
+    /// Queued requests and timers have only keys below `count` from now on.
     pub(crate) fn forget_others(&mut self, count: usize) {
         debug_assert!(self.others.iter().skip(count).all(|&place| place == ABSENT));
         self.others.truncate(count);
@@ -122,22 +141,32 @@ impl Deadlines {
         &mut places[index]
     }
 
+    /// Whether the request has a deadline here.
+    pub(crate) fn contains(&mut self, request: Key) -> bool {
+        *self.place(request) != ABSENT
+    }
+
     /// Takes a request whose time has come.
-    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, Key)> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<Key> {
         let &(at, request) = self.heap.first()?;
         if at > now {
             return None;
         }
         self.remove(request);
-        Some((at, request))
+        Some(request)
     }
 
     fn take(&mut self, place: usize) {
         self.heap.swap_remove(place);
         if place < self.heap.len() {
-            self.rise(place);
-            self.sink(place);
+            self.settle(place);
         }
+    }
+
+    /// Moves an entry to where its time belongs.
+    fn settle(&mut self, place: usize) {
+        self.rise(place);
+        self.sink(place);
     }
 
     fn rise(&mut self, mut place: usize) {
@@ -178,11 +207,11 @@ impl Deadlines {
 
 #[cfg(test)]
 mod tests {
-    use gaio_backends::Place;
+    use gaio_backends::LaneId;
 
     use super::*;
 
-    /// A small linear congruential generator: the order must not be special, only repeatable.
+    /// A small linear congruential generator. The order is arbitrary, but repeatable.
     fn scramble(seed: &mut u64) -> u64 {
         *seed = seed
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -200,9 +229,16 @@ mod tests {
             let at = start + Duration::from_nanos(scramble(&mut seed) % 100_000);
             let key = match request % 2 {
                 0 => Key::queued(request),
-                _ => Key::first(Place::from_number(request)),
+                _ => Key::first(LaneId::from_number(request)),
             };
-            deadlines.insert(key, at);
+            // Some were moved here from another time.
+            if request % 5 == 0 {
+                deadlines.insert(
+                    key,
+                    start + Duration::from_nanos(scramble(&mut seed) % 100_000),
+                );
+            }
+            deadlines.set(key, at);
             expected.push((at, key));
         }
         expected.retain_mut(|(_, key)| match scramble(&mut seed) % 3 {
@@ -212,7 +248,7 @@ mod tests {
             }
             1 => {
                 if let Position::Queued(number) = key.kind() {
-                    let first = Key::first(Place::from_number(number));
+                    let first = Key::first(LaneId::from_number(number));
                     deadlines.rename(*key, first);
                     *key = first;
                 }
@@ -224,7 +260,7 @@ mod tests {
         for &(at, _) in &expected {
             assert_eq!(deadlines.next(), Some(at));
             assert_eq!(deadlines.pop_due(at - Duration::from_nanos(1)), None);
-            let popped = deadlines.pop_due(at).map(|(_, key)| key);
+            let popped = deadlines.pop_due(at);
             let known = expected
                 .iter()
                 .any(|&(time, key)| time == at && Some(key) == popped);

@@ -5,17 +5,20 @@ use std::io;
 
 use gaio_backends::Error;
 
-/// A refused call: nothing was started, and everything that was handed in comes back.
+/// A refused call. Nothing was started, and everything that was handed in is in here.
+///
+/// It converts into [`Error`] and [`std::io::Error`], so `?` works. In the main loop, do not use `?` for
+/// a request of one connection: the refusal concerns that connection alone.
 ///
 /// ```
 /// use gaio::{Conn, ErrorKind, Watcher};
 ///
 /// # fn main() -> gaio::Result<()> {
-/// let mut watcher = Watcher::<&str>::builder().build()?;
-/// let rejected = watcher.write("hello", Conn::NONE, vec![1, 2, 3]).unwrap_err();
+/// let mut watcher = Watcher::new()?;
+/// let rejected = watcher.write("context", Conn::NONE, vec![1, 2, 3]).unwrap_err();
 /// assert_eq!(rejected.error().kind(), ErrorKind::ConnClosed);
 /// let (context, buffer) = rejected.into_inner();
-/// assert_eq!((context, &buffer[..]), ("hello", &[1, 2, 3][..]));
+/// assert_eq!((context, &buffer[..]), ("context", &[1, 2, 3][..]));
 /// # Ok(())
 /// # }
 /// ```
@@ -27,23 +30,17 @@ impl<T> Rejected<T> {
         Rejected(Box::new((error, what)))
     }
 
-    #[cold]
-    pub(crate) fn map<U>(self, wrap: impl FnOnce(T) -> U) -> Rejected<U> {
-        let (error, what) = self.into_parts();
-        Rejected::new(error, wrap(what))
-    }
-
-    /// Why.
+    /// The reason.
     pub fn error(&self) -> Error {
         self.0.0
     }
 
-    /// What was handed in.
+    /// Everything that was handed in.
     pub fn into_inner(self) -> T {
         self.0.1
     }
 
-    /// Both.
+    /// The reason, and everything that was handed in.
     pub fn into_parts(self) -> (Error, T) {
         *self.0
     }

@@ -1,9 +1,9 @@
-//! A proactor for sockets: submit reads and writes, call [`wait_io`](Watcher::wait_io), get a
+//! A proactor for stream sockets: submit reads and writes, call [`wait_io`](Watcher::wait_io), get a
 //! batch of finished operations.
 //!
-//! On Linux the operations are io_uring's own; where that is too old or not allowed, and on macOS and
-//! the BSDs, an edge-triggered loop over epoll or kqueue does the same behind the same calls, and a
-//! program cannot tell which one it runs on, except by [asking](Watcher::backend) and by the clock.
+//! On Linux, the kernel runs the operations through io_uring. Where io_uring is unavailable, and on
+//! macOS and the BSDs, an edge-triggered loop over epoll or kqueue provides the same API. A program
+//! can [ask](Watcher::backend) which one it runs on; otherwise only the speed differs.
 //!
 //! ```no_run
 //! use gaio::{Operation, Results, Watcher};
@@ -19,6 +19,7 @@
 //!     for res in results.drain() {
 //!         match res.operation {
 //!             Operation::Accept => {
+//!                 // No connection if descriptors ran out. Accepting goes on by itself.
 //!                 if let Some(conn) = res.accepted() {
 //!                     let _ = watcher.read((), conn, None);
 //!                 }
@@ -27,11 +28,11 @@
 //!                 watcher.free(res.conn); // the connection is lost
 //!             }
 //!             Operation::Read if res.is_eof() => {
-//!                 // The peer sends no more, but may still read: our end comes after the last write.
+//!                 // The peer sends no more, but may still read. So end after the last write.
 //!                 let _ = watcher.shutdown((), res.conn, Shutdown::Write);
 //!             }
 //!             Operation::Read => {
-//!                 let _ = watcher.write((), res.conn, res.buffer); // no copy: the lease travels
+//!                 let _ = watcher.write((), res.conn, res.buffer); // no copy: the lease moves
 //!             }
 //!             Operation::Write => {
 //!                 let _ = watcher.read((), res.conn, None);
@@ -46,9 +47,9 @@
 //! # }
 //! ```
 //!
-//! The `let _` are on purpose: a request for a connection that was freed is refused, and that is no
-//! reason to end the loop for all others, which `?` would do. If the watcher itself fails, `wait_io`
-//! says so.
+//! The `let _` are deliberate. A request for a connection that was freed is refused; that concerns
+//! one connection, and `?` would end the loop for all of them. If the watcher itself fails,
+//! `wait_io` says so.
 //!
 //! To accept in another thread, hand the connections over through a [`Remote`]:
 //!
@@ -61,55 +62,57 @@
 //! fn accept(listener: TcpListener, remote: Remote) -> gaio::Result<()> {
 //!     for socket in listener.incoming() {
 //!         let Ok(socket) = socket else {
-//!             // Out of descriptors, most likely: some will be closed.
+//!             // Most likely out of descriptors. Wait until some are closed.
 //!             thread::sleep(Duration::from_millis(100));
 //!             continue;
 //!         };
-//!         let conn = remote.delegate(socket)?; // fails only when the watcher is closed
+//!         let conn = remote.delegate(socket)?; // fails only if the watcher is closed
 //!         remote.read((), conn, None)?;
 //!     }
 //!     Ok(())
 //! }
 //! ```
 //!
+//! The [`guide`] has a page each on [threads](guide::threads), [leases and
+//! back-pressure](guide::leases), [deadlines](guide::deadlines), [errors](guide::errors), [choosing a
+//! backend](guide::backends) and [nesting in another loop](guide::nesting).
+//!
 //! # What holds on every backend
 //!
-//! - Every accepted request gives exactly one result (a stream: any number, then one that
-//!   [is the last](OpResult::is_last)), also when it is cancelled, runs out of time, or its
-//!   connection or the watcher is closed. A refused call starts nothing and gives everything
-//!   back ([`Rejected`]).
-//! - Per connection and direction, bytes move in the order of submission.
-//! - A write ends when every byte is with the kernel. A read gives at least one byte, or the end.
-//! - A read without a buffer of its own (`None`) gives a lease of a swap buffer: an idle
-//!   connection holds no memory, and the bytes can be kept or written elsewhere without a copy.
-//!   Leases that are kept are back-pressure on their own connection alone: when all buffers are out,
-//!   one that holds little goes on in small buffers of its own, one that holds more waits.
-//! - No call blocks but `wait_io`.
-//!
-//! # Fork
-//!
-//! A watcher belongs to the process that built it. In a child that `fork(2)` made, every call of its
-//! [`Watcher`] and [`Remote`]s is refused with [`ErrorKind::Forked`] and gives back what it was given;
-//! those that cannot fail say `false` or do nothing. Dropping them there closes the child's copies of
-//! the descriptors and leaves the parent alone. So a daemon forks first and builds its watcher then;
-//! a child that needs one builds its own. (Starting other programs, as `std::process::Command` does, is no
-//! concern: all descriptors are close-on-exec.)
+//! - Every accepted request has exactly one result, even if it is cancelled, runs out of time, or its
+//!   connection or watcher is closed. A stream has any number, and then one that
+//!   [is the last](OpResult::is_last).
+//! - A refused call starts nothing and returns everything that was handed in ([`Rejected`]).
+//! - Bytes of one connection move in the order of submission, in each direction.
+//! - A write ends when the kernel has every byte. A read returns at least one byte, or the end.
+//! - A deadline is never early, and loses no data.
+//! - A read without a buffer of its own (`None`) returns a lease of a swap buffer. An idle connection
+//!   holds no memory, and the bytes can be kept or forwarded without a copy.
+//! - No connection can starve the others, however busy, slow or stuck it is.
+//! - No call blocks except `wait_io`. No signal is raised. Descriptors are close-on-exec.
+//! - A watcher belongs to one thread and one process; a [`Remote`] is for other threads. A forked child
+//!   is [refused](ErrorKind::Forked).
 //!
 //! # What is not promised
 //!
-//! - Datagram sockets are refused: this is a library for streams.
-//! - `close(2)` is called on the watcher's thread; a socket with `SO_LINGER` set can block there.
-//! - How many results a turn gives, and in which order results of different connections come.
+//! - Datagram sockets are refused: this library is for streams.
+//! - `close(2)` runs on the watcher's thread. It can block for a socket with `SO_LINGER` set.
+//! - The number of results in a turn, and the order of results of different connections, may change.
 
 #![forbid(unsafe_code)]
 
 mod builder;
 mod conn;
+mod conn_map;
+mod conn_state;
 mod conn_table;
 mod deadlines;
 mod engine;
 mod error;
+pub mod guide;
 mod inbox;
+mod listen_options;
+mod op_index;
 mod remote;
 mod request;
 mod results;
@@ -117,13 +120,17 @@ mod stats;
 mod watcher;
 
 pub use builder::Builder;
+/// The crate whose [`Bytes`](bytes::Bytes) a [`Buffer`] can be made of, in the version that fits.
+pub use bytes;
 pub use conn::Conn;
+pub use conn_map::ConnMap;
 pub use deadlines::Deadline;
 pub use error::Rejected;
-pub use gaio_backends::buffer::Buffer;
-pub use gaio_backends::select::{BackendInfo, BackendKind, Choice, Declined};
-pub use gaio_backends::swap::SwapBuf;
-pub use gaio_backends::{Address, Error, ErrorKind, Interest, Result};
+pub use gaio_backends::Buffer;
+pub use gaio_backends::SwapBuf;
+pub use gaio_backends::{Address, Error, ErrorKind, Interest, PeerCred, Result};
+pub use gaio_backends::{BackendInfo, BackendKind, Choice, Declined};
+pub use listen_options::ListenOptions;
 pub use remote::Remote;
 pub use request::{OpId, Operation};
 pub use results::{Drain, OpResult, Results};

@@ -1,40 +1,59 @@
-//! `Remote`: the same requests from other threads.
+//! `Remote`: requests to a watcher from other threads.
 
 use std::fmt;
+use std::fs::File;
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use gaio_backends::{
-    Address, Buffer, Doing, Errno, Error, ErrorKind, Load, Result, SocketKind, classify,
-    stream_socket,
+    Address, Buffer, Errno, Error, ErrorContext, ErrorKind, Lane, OpData, Result, SocketKind,
+    classify, stream_socket,
 };
 
 use crate::conn::Conn;
 use crate::deadlines::Deadline;
 use crate::error::Rejected;
 use crate::inbox::{Inbox, Message};
-use crate::request::{OpId, Order, What};
+use crate::request::{OpId, RequestKind, Submission, refuses_file};
 
-/// A handle to a [`Watcher`](crate::Watcher) for other threads.
+/// A handle with which other threads submit requests to a [`Watcher`](crate::Watcher).
 ///
-/// Calls return at once; the watcher takes them up at its next turn and is woken if it sleeps.
-/// Requests of one handle from one thread keep their order. Whatever is wrong with a request (a freed
-/// connection, an empty buffer, the system) comes as its result. The calls fail only if the watcher
-/// is closed, if this is a child of the watcher's process ([`Forked`](crate::ErrorKind::Forked)), or,
-/// where they make a new connection, if it cannot be one.
+/// Its calls return at once. The watcher takes the requests at its next turn; it is woken if it
+/// sleeps. Requests that one thread sends keep their order, and all results come to the watcher's
+/// thread. An error that the call cannot know (a freed connection, an empty buffer, the system) comes as
+/// the result of the request. The calls themselves fail only if the watcher is closed, in a child
+/// of its process ([`Forked`](crate::ErrorKind::Forked)), or, where they make a new connection, if that
+/// is not possible.
 ///
 /// ```
 /// use gaio::{Operation, Results, Watcher};
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
 ///
-/// # fn main() -> gaio::Result<()> {
+/// # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
+/// let (ours, mut peer) = UnixStream::pair()?;
 /// let mut watcher = Watcher::new()?;
 /// let remote = watcher.remote();
-/// let thread = std::thread::spawn(move || remote.post("hello"));
+/// let thread = std::thread::spawn(move || -> gaio::Result<()> {
+///     let conn = remote.delegate(ours)?; // usable at once
+///     remote.write("greeting", conn, "hello")?;
+///     remote.post("a message")?;
+///     Ok(())
+/// });
+///
 /// let mut results = Results::new();
-/// watcher.wait_io(&mut results)?;
-/// let message = results.pop().expect("one result");
-/// assert_eq!((message.operation, message.context), (Operation::Post, "hello"));
+/// let mut seen = Vec::new();
+/// while seen.len() < 2 {
+///     watcher.wait_io(&mut results)?;
+///     seen.extend(results.drain().map(|res| (res.operation, res.context)));
+/// }
+/// assert!(seen.contains(&(Operation::Write, "greeting")));
+/// assert!(seen.contains(&(Operation::Post, "a message")));
+/// # let mut text = [0; 5];
+/// # peer.read_exact(&mut text)?;
+/// # assert_eq!(&text, b"hello");
 /// # thread.join().expect("no panic")?;
 /// # Ok(())
 /// # }
@@ -48,20 +67,21 @@ impl<C> Remote<C> {
         Remote { inbox }
     }
 
-    /// Hands a connected stream socket, or something else that can be waited for, to the watcher.
+    /// Hands a connected stream socket, or another descriptor that can be waited for, to the watcher.
     /// The handle can be used at once.
     ///
     /// # Errors
-    /// `WatcherClosed`; `Forked`; `Unsupported` or `WrongKind` as for
-    /// [`Watcher::delegate`](crate::Watcher::delegate); `Os` with `ENFILE` if the watcher has as many
-    /// connections as it can. The descriptor comes back, open.
+    /// The descriptor comes back, still open.
+    /// - `Unsupported`, `WrongKind` as for [`Watcher::delegate`](crate::Watcher::delegate).
+    /// - `Os` with `ENFILE` if the watcher has as many connections as it can.
+    /// - `WatcherClosed`, `Forked`.
     pub fn delegate(&self, socket: impl Into<OwnedFd>) -> Result<Conn, Rejected<OwnedFd>> {
         let socket = socket.into();
         let kind = match connection_kind(&socket) {
             Ok(kind) => kind,
             Err(error) => return Err(Rejected::new(error, socket)),
         };
-        let conn = match self.allocate(Doing::Delegate) {
+        let conn = match self.allocate(ErrorContext::Delegate) {
             Ok(conn) => conn,
             Err(error) => return Err(Rejected::new(error, socket)),
         };
@@ -70,11 +90,14 @@ impl<C> Remote<C> {
             .send(socket, |_, socket| Message::Delegate { conn, socket, kind });
         match sent {
             Ok(_) => Ok(conn),
-            Err(socket) => Err(Rejected::new(self.refusal(Doing::Delegate), socket)),
+            Err(socket) => Err(Rejected::new(
+                self.rejection(ErrorContext::Delegate),
+                socket,
+            )),
         }
     }
 
-    /// As [`Watcher::read`](crate::Watcher::read).
+    /// See [`Watcher::read`](crate::Watcher::read).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
@@ -87,7 +110,7 @@ impl<C> Remote<C> {
         self.read_timeout(ctx, conn, buf, Deadline::NEVER)
     }
 
-    /// As [`Watcher::read_timeout`](crate::Watcher::read_timeout).
+    /// See [`Watcher::read_timeout`](crate::Watcher::read_timeout).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
@@ -98,12 +121,13 @@ impl<C> Remote<C> {
         buf: impl Into<Option<Vec<u8>>>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Option<Vec<u8>>)>> {
-        let order = Order::read(ctx, buf.into(), deadline.into().at());
-        self.submit(conn, order)
-            .map_err(|order| Rejected::new(self.refusal(Doing::Read), order.into_read()))
+        let submission = Submission::read(ctx, buf.into(), deadline.into().at());
+        self.submit(conn, submission).map_err(|submission| {
+            Rejected::new(self.rejection(ErrorContext::Read), submission.into_read())
+        })
     }
 
-    /// As [`Watcher::read_full`](crate::Watcher::read_full).
+    /// See [`Watcher::read_full`](crate::Watcher::read_full).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
@@ -114,15 +138,15 @@ impl<C> Remote<C> {
         buf: Vec<u8>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Vec<u8>)>> {
-        let load = Load::Buffer(buf.into());
-        let order = Order::new(What::ReadFull, ctx, load, deadline.into().at());
-        self.submit(conn, order).map_err(|order| {
-            let (ctx, buf) = order.into_write();
-            Rejected::new(self.refusal(Doing::Read), (ctx, buf.into_vec()))
+        let data = OpData::Buffer(buf.into());
+        let submission = Submission::new(RequestKind::ReadFull, ctx, data, deadline.into().at());
+        self.submit(conn, submission).map_err(|submission| {
+            let (ctx, buf) = submission.into_write();
+            Rejected::new(self.rejection(ErrorContext::Read), (ctx, buf.into_vec()))
         })
     }
 
-    /// As [`Watcher::read_stream`](crate::Watcher::read_stream).
+    /// See [`Watcher::read_stream`](crate::Watcher::read_stream).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
@@ -130,12 +154,13 @@ impl<C> Remote<C> {
     where
         C: Clone,
     {
-        let order = Order::stream(What::ReadStream, ctx, Load::None);
-        self.submit(conn, order)
-            .map_err(|order| Rejected::new(self.refusal(Doing::Read), order.context))
+        let submission = Submission::stream(RequestKind::ReadStream, ctx, OpData::None);
+        self.submit(conn, submission).map_err(|submission| {
+            Rejected::new(self.rejection(ErrorContext::Read), submission.context)
+        })
     }
 
-    /// As [`Watcher::write`](crate::Watcher::write).
+    /// See [`Watcher::write`](crate::Watcher::write).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
@@ -148,7 +173,7 @@ impl<C> Remote<C> {
         self.write_timeout(ctx, conn, buf, Deadline::NEVER)
     }
 
-    /// As [`Watcher::write_timeout`](crate::Watcher::write_timeout).
+    /// See [`Watcher::write_timeout`](crate::Watcher::write_timeout).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
@@ -159,17 +184,60 @@ impl<C> Remote<C> {
         buf: impl Into<Buffer>,
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Buffer)>> {
-        let load = Load::Buffer(buf.into());
-        let order = Order::new(What::Write, ctx, load, deadline.into().at());
-        self.submit(conn, order)
-            .map_err(|order| Rejected::new(self.refusal(Doing::Write), order.into_write()))
+        let buffer = buf.into();
+        let kind = RequestKind::write(&buffer);
+        let data = OpData::Buffer(buffer);
+        let submission = Submission::new(kind, ctx, data, deadline.into().at());
+        self.submit(conn, submission).map_err(|submission| {
+            Rejected::new(self.rejection(ErrorContext::Write), submission.into_write())
+        })
     }
 
-    /// As [`Watcher::connect`](crate::Watcher::connect); that no socket can be had comes as the
-    /// result, too.
+    /// See [`Watcher::write_vectored`](crate::Watcher::write_vectored).
     ///
     /// # Errors
-    /// `WatcherClosed`; `Forked`; `Os` with `ENFILE` if the watcher has as many connections as it can.
+    /// `WatcherClosed`, `Forked`.
+    pub fn write_vectored(
+        &self,
+        ctx: C,
+        conn: Conn,
+        parts: Vec<Buffer>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<OpId, Rejected<(C, Vec<Buffer>)>> {
+        let written = self.write_timeout(ctx, conn, Buffer::from_parts(parts), deadline);
+        written.map_err(|rejected| {
+            let (error, (ctx, buffer)) = rejected.into_parts();
+            Rejected::new(error, (ctx, buffer.into_parts()))
+        })
+    }
+
+    /// See [`Watcher::send_file`](crate::Watcher::send_file).
+    ///
+    /// # Errors
+    /// `Unsupported`, `InvalidInput`, `WatcherClosed`, `Forked`.
+    pub fn send_file(
+        &self,
+        ctx: C,
+        conn: Conn,
+        file: Arc<File>,
+        range: Range<u64>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<OpId, Rejected<C>> {
+        if let Some(error) = refuses_file(&file, &range) {
+            return Err(Rejected::new(error, ctx));
+        }
+        let submission = Submission::file(ctx, file, range, deadline.into().at());
+        self.submit(conn, submission).map_err(|submission| {
+            Rejected::new(self.rejection(ErrorContext::SendFile), submission.context)
+        })
+    }
+
+    /// See [`Watcher::connect`](crate::Watcher::connect). If no socket can be had, the result says so.
+    /// The watcher may connect at once, so there is no time for other options.
+    ///
+    /// # Errors
+    /// - `Os` with `ENFILE` if the watcher has as many connections as it can.
+    /// - `WatcherClosed`, `Forked`.
     pub fn connect(
         &self,
         ctx: C,
@@ -177,109 +245,180 @@ impl<C> Remote<C> {
         deadline: impl Into<Deadline>,
     ) -> Result<Conn, Rejected<C>> {
         let to = to.into();
-        let conn = match self.allocate(Doing::Connect) {
+        let conn = match self.allocate(ErrorContext::Connect) {
             Ok(conn) => conn,
             Err(error) => return Err(Rejected::new(error, ctx)),
         };
         let socket = stream_socket(&to);
-        let load = Load::Address(Box::new(to));
-        let order = Order::new(What::Connect, ctx, load, deadline.into().at());
+        let data = OpData::Address(Box::new(to));
+        let submission = Submission::new(RequestKind::Connect, ctx, data, deadline.into().at());
         let sent = self
             .inbox
-            .send((socket, order), |op, (socket, order)| Message::Connect {
-                op,
-                conn,
-                socket,
-                order,
+            .send((socket, submission), |op, (socket, submission)| {
+                Message::Connect {
+                    op,
+                    conn,
+                    socket,
+                    submission,
+                }
             });
         match sent {
             Ok(_) => Ok(conn),
-            Err((_, order)) => Err(Rejected::new(self.refusal(Doing::Connect), order.context)),
+            Err((_, submission)) => Err(Rejected::new(
+                self.rejection(ErrorContext::Connect),
+                submission.context,
+            )),
         }
     }
 
-    /// As [`Watcher::shutdown`](crate::Watcher::shutdown).
+    /// See [`Watcher::shutdown`](crate::Watcher::shutdown).
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
     pub fn shutdown(&self, ctx: C, conn: Conn, how: Shutdown) -> Result<OpId, Rejected<C>> {
-        let order = Order::new(What::Shutdown(how), ctx, Load::None, None);
-        self.submit(conn, order)
-            .map_err(|order| Rejected::new(self.refusal(Doing::Shutdown), order.context))
+        let submission = Submission::new(RequestKind::Shutdown(how), ctx, OpData::None, None);
+        self.submit(conn, submission).map_err(|submission| {
+            Rejected::new(self.rejection(ErrorContext::Shutdown), submission.context)
+        })
     }
 
-    /// Sends a message: the watcher gets a result of [`Operation::Post`](crate::Operation::Post)
-    /// with this context.
+    /// Sends a message. The watcher has a result of [`Operation::Post`](crate::Operation::Post) with this
+    /// context.
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
     pub fn post(&self, ctx: C) -> Result<(), Rejected<C>> {
         self.inbox
-            .send(ctx, |op, context| Message::Post { op, context })
+            .post(ctx)
             .map(drop)
-            .map_err(|ctx| Rejected::new(self.refusal(Doing::Post), ctx))
+            .map_err(|ctx| Rejected::new(self.rejection(ErrorContext::Post), ctx))
     }
 
-    /// As [`Watcher::cancel`](crate::Watcher::cancel); a number that is unknown by then does
-    /// nothing.
+    /// Ends the watcher's wait: [`wait_io`](crate::Watcher::wait_io) returns, with 0 results if there are
+    /// none. If the watcher is not waiting, its next `wait_io` does so. Several calls before that are one.
+    ///
+    /// It is for work that reaches the watcher's thread on another way, such as a queue or a flag of the
+    /// program's own. It costs a system call only if the watcher sleeps. A watcher that lies in another
+    /// event loop becomes readable ([`poll_fd`](crate::Watcher::poll_fd)).
+    ///
+    /// ```
+    /// use gaio::{Results, Watcher};
+    /// use std::sync::mpsc;
+    /// use std::thread;
+    ///
+    /// # fn main() -> gaio::Result<()> {
+    /// let mut watcher = Watcher::<()>::new()?;
+    /// let remote = watcher.remote();
+    /// let (sender, jobs) = mpsc::channel();
+    /// let thread = thread::spawn(move || {
+    ///     sender.send("a job").expect("the receiver lives");
+    ///     remote.wake()
+    /// });
+    ///
+    /// let mut results = Results::new();
+    /// assert_eq!(watcher.wait_io(&mut results)?, 0); // woken
+    /// assert_eq!(jobs.try_recv(), Ok("a job"));
+    /// # thread.join().expect("no panic")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `WatcherClosed`, `Forked`.
+    pub fn wake(&self) -> Result<()> {
+        let woken = self.inbox.wake();
+        woken.map_err(|()| self.rejection(ErrorContext::Wake))
+    }
+
+    /// See [`Watcher::cancel`](crate::Watcher::cancel). If the request has finished by then, nothing
+    /// happens.
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
     pub fn cancel(&self, op: OpId) -> Result<()> {
-        self.inbox
-            .send(op, |_, op| Message::Cancel(op))
-            .map(drop)
-            .map_err(|_| self.refusal(Doing::Cancel))
+        self.tell(ErrorContext::Cancel, Message::Cancel(op))
     }
 
-    /// As [`Watcher::free`](crate::Watcher::free); a handle that is no longer good does nothing.
+    /// See [`Watcher::cancel_reads`](crate::Watcher::cancel_reads). It does not tell how many.
+    ///
+    /// # Errors
+    /// `WatcherClosed`, `Forked`.
+    pub fn cancel_reads(&self, conn: Conn) -> Result<()> {
+        self.tell(ErrorContext::Cancel, Message::CancelLane(conn, Lane::Read))
+    }
+
+    /// See [`Watcher::cancel_writes`](crate::Watcher::cancel_writes). It does not tell how many.
+    ///
+    /// # Errors
+    /// `WatcherClosed`, `Forked`.
+    pub fn cancel_writes(&self, conn: Conn) -> Result<()> {
+        self.tell(ErrorContext::Cancel, Message::CancelLane(conn, Lane::Write))
+    }
+
+    /// See [`Watcher::set_deadline`](crate::Watcher::set_deadline). If the request has finished by then,
+    /// nothing happens.
+    ///
+    /// # Errors
+    /// `WatcherClosed`, `Forked`.
+    pub fn set_deadline(&self, op: OpId, deadline: impl Into<Deadline>) -> Result<()> {
+        let message = Message::SetDeadline(op, deadline.into().at());
+        self.tell(ErrorContext::Deadline, message)
+    }
+
+    /// See [`Watcher::free`](crate::Watcher::free). If the handle is not valid any more, nothing happens.
     ///
     /// # Errors
     /// `WatcherClosed`, `Forked`.
     pub fn free(&self, conn: Conn) -> Result<()> {
-        self.inbox
-            .send(conn, |_, conn| Message::Free(conn))
-            .map(drop)
-            .map_err(|_| self.refusal(Doing::Free))
+        self.tell(ErrorContext::Free, Message::Free(conn))
     }
 
-    /// Closes the watcher, as [`Watcher::close`](crate::Watcher::close); a blocked `wait_io`
-    /// returns.
+    /// See [`Watcher::close`](crate::Watcher::close). A `wait_io` that sleeps is woken.
     pub fn close(&self) {
         self.inbox.close();
     }
 
-    fn submit(&self, conn: Conn, order: Order<C>) -> Result<OpId, Order<C>> {
+    fn submit(&self, conn: Conn, submission: Submission<C>) -> Result<OpId, Submission<C>> {
         self.inbox
-            .send(order, |op, order| Message::Submit { op, conn, order })
+            .send(submission, |op, submission| Message::Submit {
+                op,
+                conn,
+                submission,
+            })
     }
 
-    /// A handle that can be used at once.
-    fn allocate(&self, doing: Doing) -> Result<Conn> {
+    /// Sends a message that has no result.
+    fn tell(&self, error_context: ErrorContext, message: Message<C>) -> Result<()> {
+        let sent = self.inbox.send(message, |_, message| message);
+        sent.map(drop).map_err(|_| self.rejection(error_context))
+    }
+
+    /// Allocates a handle that can be used at once.
+    fn allocate(&self, error_context: ErrorContext) -> Result<Conn> {
         if self.inbox.is_forked() {
-            return Err(self.refusal(doing));
+            return Err(self.rejection(error_context));
         }
         let conn = self.inbox.conns.allocate();
-        conn.ok_or(Error::os(doing, Errno::TABLE_FULL))
+        conn.ok_or(error_context.os_error(Errno::TABLE_FULL))
     }
 
-    /// Why the inbox takes nothing.
-    fn refusal(&self, doing: Doing) -> Error {
+    /// The error with which the inbox refuses everything.
+    fn rejection(&self, error_context: ErrorContext) -> Error {
         let kind = match self.inbox.is_forked() {
             true => ErrorKind::Forked,
             false => ErrorKind::WatcherClosed,
         };
-        Error::new(doing, kind)
+        error_context.error(kind)
     }
 }
 
-/// What `delegate` takes.
+/// The kind of a descriptor, if `delegate` takes it.
 pub(crate) fn connection_kind(socket: &OwnedFd) -> Result<SocketKind> {
     match classify(socket.as_fd()) {
-        Ok(Some(SocketKind::Listener)) => Err(Error::new(Doing::Delegate, ErrorKind::WrongKind)),
+        Ok(Some(SocketKind::Listener)) => Err(ErrorContext::Delegate.error(ErrorKind::WrongKind)),
         Ok(Some(kind)) => Ok(kind),
-        Ok(None) => Err(Error::new(Doing::Delegate, ErrorKind::Unsupported)),
-        Err(errno) => Err(Error::os(Doing::Delegate, errno)),
+        Ok(None) => Err(ErrorContext::Delegate.error(ErrorKind::Unsupported)),
+        Err(errno) => Err(ErrorContext::Delegate.os_error(errno)),
     }
 }
 

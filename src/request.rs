@@ -1,42 +1,72 @@
-//! What was asked: requests, new and pending, and by what they are found.
+//! New and pending requests, and the keys that identify them.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::fs::File;
 use std::net::Shutdown;
 use std::num::NonZeroU64;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use gaio_backends::{Buffer, Doing, ErrorKind, Interest, Lane, Load, Place, is_overgrown};
+use gaio_backends::{
+    Buffer, Errno, Error, ErrorContext, ErrorKind, Interest, Lane, LaneId, OpData,
+};
 use slab::Slab;
 
-/// What kind of request a result belongs to.
+/// The kind of request that a result belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
-    /// `read`, `read_timeout`, `read_full`, `read_stream`.
+    /// [`read`](crate::Watcher::read), `read_timeout`, `read_full`, `read_stream`.
     Read,
-    /// `write`, `write_timeout`.
+    /// [`write`](crate::Watcher::write), `write_timeout`,
+    /// [`write_vectored`](crate::Watcher::write_vectored).
     Write,
-    /// `accept`, `accept_one`.
+    /// [`send_file`](crate::Watcher::send_file).
+    SendFile,
+    /// [`accept`](crate::Watcher::accept), `accept_one`.
     Accept,
-    /// `connect`, `connect_from`.
+    /// [`connect`](crate::Watcher::connect), `connect_from`.
     Connect,
-    /// `shutdown`.
+    /// [`shutdown`](crate::Watcher::shutdown).
     Shutdown,
-    /// `ready`.
+    /// [`ready`](crate::Watcher::ready).
     Ready,
-    /// `timer`.
+    /// [`timer`](crate::Watcher::timer).
     Timer,
     /// [`Remote::post`](crate::Remote::post).
     Post,
 }
 
-/// A request's number: never used twice, not even by different watchers.
+/// The number of a request. It is unique in the process, across watchers, and never used again.
+///
+/// ```
+/// use gaio::{OpId, Results, Watcher};
+/// use std::time::Duration;
+///
+/// # fn main() -> gaio::Result<()> {
+/// let mut watcher = Watcher::new()?;
+/// let soon: OpId = watcher.timer((), Duration::ZERO)?;
+/// let late: OpId = watcher.timer((), Duration::from_secs(3600))?;
+/// let mut results = Results::new();
+/// watcher.wait_io(&mut results)?;
+/// assert_eq!(results.pop().expect("a result").op, soon);
+/// assert!(watcher.cancel(late));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct OpId(NonZeroU64);
 
-/// Numbers come in blocks, so that taking one costs an addition.
+impl OpId {
+    /// The number without the bit that all have in common: consecutive requests differ by one.
+    #[inline]
+    pub(crate) fn count(self) -> u64 {
+        self.0.get() >> 1
+    }
+}
+
+/// Gives out the numbers of requests. They come in blocks, so that taking one costs an addition.
 #[derive(Debug)]
 pub(crate) struct OpIds {
     next: u64,
@@ -46,6 +76,7 @@ pub(crate) struct OpIds {
 impl OpIds {
     const BLOCK: u64 = 1 << 32;
 
+    #[inline]
     pub(crate) fn new() -> Self {
         OpIds { next: 0, end: 0 }
     }
@@ -59,19 +90,24 @@ impl OpIds {
             self.end = self.next + Self::BLOCK;
         }
         self.next += 2;
-        // Odd ones only, so that none is zero.
+        // All numbers are odd, so none is zero.
         OpId(NonZeroU64::MIN | self.next)
     }
 }
 
-/// What a request asks for.
+/// The kind of a request: everything but its context, its data and its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum RequestKind {
     ReadSwap,
     Read,
     ReadFull,
     ReadStream,
     Write,
+    /// A write of a buffer in parts.
+    WriteParts,
+    SendFile,
+    /// A write of no bytes. It waits its turn and is not handed to the backend.
+    EmptyWrite,
     Accept,
     AcceptOne,
     Connect,
@@ -80,115 +116,192 @@ pub(crate) enum What {
     Timer,
 }
 
-impl What {
+impl RequestKind {
+    /// A write of a buffer that has no bytes in one place.
+    #[cold]
+    pub(crate) fn write_in_parts(buffer: &Buffer) -> Self {
+        match buffer.len_bytes() {
+            0 => RequestKind::EmptyWrite,
+            _ => RequestKind::WriteParts,
+        }
+    }
+
+    /// A write of this buffer.
+    #[inline]
+    pub(crate) fn write(buffer: &Buffer) -> Self {
+        match buffer.is_empty() {
+            true => Self::write_in_parts(buffer),
+            false => RequestKind::Write,
+        }
+    }
+
+    /// Whether it is a write of bytes.
+    #[inline]
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, RequestKind::Write | RequestKind::WriteParts)
+    }
+
     /// The lane in which a request waits its turn.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn lane(self) -> Lane {
         match self {
-            What::Write
-            | What::Connect
-            | What::Shutdown(_)
-            | What::Ready(Interest::Writable)
-            | What::Timer => Lane::Write,
-            What::ReadSwap
-            | What::Read
-            | What::ReadFull
-            | What::ReadStream
-            | What::Accept
-            | What::AcceptOne
-            | What::Ready(Interest::Readable) => Lane::Read,
+            RequestKind::Write
+            | RequestKind::WriteParts
+            | RequestKind::SendFile
+            | RequestKind::EmptyWrite
+            | RequestKind::Connect
+            | RequestKind::Shutdown(_)
+            | RequestKind::Ready(Interest::Writable)
+            | RequestKind::Timer => Lane::Write,
+            RequestKind::ReadSwap
+            | RequestKind::Read
+            | RequestKind::ReadFull
+            | RequestKind::ReadStream
+            | RequestKind::Accept
+            | RequestKind::AcceptOne
+            | RequestKind::Ready(Interest::Readable) => Lane::Read,
         }
     }
 
     #[inline]
     pub(crate) fn operation(self) -> Operation {
         match self {
-            What::ReadSwap | What::Read | What::ReadFull | What::ReadStream => Operation::Read,
-            What::Write => Operation::Write,
-            What::Accept | What::AcceptOne => Operation::Accept,
-            What::Connect => Operation::Connect,
-            What::Shutdown(_) => Operation::Shutdown,
-            What::Ready(_) => Operation::Ready,
-            What::Timer => Operation::Timer,
+            RequestKind::ReadSwap
+            | RequestKind::Read
+            | RequestKind::ReadFull
+            | RequestKind::ReadStream => Operation::Read,
+            RequestKind::Write | RequestKind::WriteParts | RequestKind::EmptyWrite => {
+                Operation::Write
+            }
+            RequestKind::SendFile => Operation::SendFile,
+            RequestKind::Accept | RequestKind::AcceptOne => Operation::Accept,
+            RequestKind::Connect => Operation::Connect,
+            RequestKind::Shutdown(_) => Operation::Shutdown,
+            RequestKind::Ready(_) => Operation::Ready,
+            RequestKind::Timer => Operation::Timer,
         }
     }
 
-    pub(crate) fn doing(self) -> Doing {
+    pub(crate) fn error_context(self) -> ErrorContext {
         match self.operation() {
-            Operation::Read => Doing::Read,
-            Operation::Write => Doing::Write,
-            Operation::Accept => Doing::Accept,
-            Operation::Connect => Doing::Connect,
-            Operation::Shutdown => Doing::Shutdown,
-            Operation::Ready => Doing::Ready,
-            Operation::Timer => Doing::Timer,
-            Operation::Post => Doing::Post,
+            Operation::Read => ErrorContext::Read,
+            Operation::Write => ErrorContext::Write,
+            Operation::SendFile => ErrorContext::SendFile,
+            Operation::Accept => ErrorContext::Accept,
+            Operation::Connect => ErrorContext::Connect,
+            Operation::Shutdown => ErrorContext::Shutdown,
+            Operation::Ready => ErrorContext::Ready,
+            Operation::Timer => ErrorContext::Timer,
+            Operation::Post => ErrorContext::Post,
         }
     }
 }
 
-/// A new request, not yet accepted.
+/// A new request that the engine has not taken yet.
 #[derive(Debug)]
-pub(crate) struct Order<C> {
-    /// How a stream copies its context for each result.
+pub(crate) struct Submission<C> {
+    /// Copies the context of a stream for each result.
     pub(crate) clone_context: Option<fn(&C) -> C>,
-    pub(crate) what: What,
+    pub(crate) kind: RequestKind,
     pub(crate) context: C,
-    pub(crate) load: Load,
+    pub(crate) data: OpData,
     pub(crate) deadline: Option<Instant>,
 }
 
-impl<C> Order<C> {
+impl<C> Submission<C> {
     #[inline]
-    pub(crate) fn new(what: What, context: C, load: Load, deadline: Option<Instant>) -> Self {
-        Order {
+    pub(crate) fn new(
+        kind: RequestKind,
+        context: C,
+        data: OpData,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Submission {
             clone_context: None,
-            what,
+            kind,
             context,
-            load,
+            data,
             deadline,
         }
     }
 
-    /// An order for many results.
-    pub(crate) fn stream(what: What, context: C, load: Load) -> Self
+    /// A request with many results.
+    pub(crate) fn stream(kind: RequestKind, context: C, data: OpData) -> Self
     where
         C: Clone,
     {
-        Order {
+        Submission {
             clone_context: Some(C::clone),
-            ..Order::new(what, context, load, None)
+            ..Submission::new(kind, context, data, None)
         }
+    }
+
+    /// A range of a file to send.
+    pub(crate) fn file(
+        context: C,
+        file: Arc<File>,
+        range: Range<u64>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let data = OpData::Buffer(Buffer::from_file(file, range));
+        Submission::new(RequestKind::SendFile, context, data, deadline)
     }
 
     /// A read into a vector, or into a swap buffer.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn read(context: C, buf: Option<Vec<u8>>, deadline: Option<Instant>) -> Self {
         match buf {
-            Some(vec) => Order::new(What::Read, context, Load::Buffer(vec.into()), deadline),
-            None => Order::new(What::ReadSwap, context, Load::None, deadline),
+            Some(vec) => Submission::new(
+                RequestKind::Read,
+                context,
+                OpData::Buffer(vec.into()),
+                deadline,
+            ),
+            None => Submission::new(RequestKind::ReadSwap, context, OpData::None, deadline),
         }
     }
 
-    /// What `read` was given.
+    /// The arguments of `read`.
     pub(crate) fn into_read(self) -> (C, Option<Vec<u8>>) {
-        (self.context, self.load.into_buffer().recycle())
+        (self.context, self.data.into_buffer().recycle())
     }
 
-    /// What `write` was given.
+    /// The arguments of `write`.
     pub(crate) fn into_write(self) -> (C, Buffer) {
-        (self.context, self.load.into_buffer())
+        (self.context, self.data.into_buffer())
     }
 }
 
-/// An accepted request. What it carries besides its context is in the backend's `Loads`, or waits with
-/// it in the [`Backlog`].
+/// The reason why a range of a file cannot be sent, if there is one.
+pub(crate) fn refuses_file(file: &File, range: &Range<u64>) -> Option<Error> {
+    let refused = |why| Some(ErrorContext::SendFile.error(why));
+    match file.metadata() {
+        Ok(metadata) if !metadata.is_file() => refused(ErrorKind::Unsupported),
+        Ok(metadata) => {
+            let len = range.end.checked_sub(range.start);
+            let fits =
+                range.end <= metadata.len() && len.is_some_and(|it| usize::try_from(it).is_ok());
+            if fits {
+                None
+            } else {
+                refused(ErrorKind::InvalidInput)
+            }
+        }
+        Err(error) => Some(match error.raw_os_error() {
+            Some(errno) => ErrorContext::SendFile.os_error(Errno(errno)),
+            None => ErrorContext::SendFile.error(ErrorKind::Unsupported),
+        }),
+    }
+}
+
+/// A request that the engine has taken. Its data lies in the backend's table of operations if it is the
+/// first of its lane, and in [`QueuedRequests`] if it is not.
 #[derive(Debug)]
 pub(crate) struct Pending<C> {
     pub(crate) op: OpId,
     pub(crate) sequence: Sequence,
-    pub(crate) what: What,
-    /// Why it is being ended before its time.
+    pub(crate) kind: RequestKind,
+    /// The reason, if it is to end before its time.
     pub(crate) end: Option<ErrorKind>,
     pub(crate) has_deadline: bool,
     pub(crate) context: C,
@@ -197,18 +310,18 @@ pub(crate) struct Pending<C> {
 const _: () = assert!(size_of::<Option<Pending<()>>>() == 16);
 
 impl<C> Pending<C> {
-    #[inline(always)]
+    #[inline]
     pub(crate) fn new(
         op: OpId,
         sequence: Sequence,
-        what: What,
+        kind: RequestKind,
         context: C,
         deadline: Option<Instant>,
     ) -> Self {
         Pending {
             op,
             sequence,
-            what,
+            kind,
             end: None,
             has_deadline: deadline.is_some(),
             context,
@@ -216,28 +329,28 @@ impl<C> Pending<C> {
     }
 }
 
-/// Where a request stands in the order of acceptance. It is small, and wraps around: those that are
-/// pending get new ones before it matters ([`Sequence::LIFE`]).
+/// The position of a request in the order of submission. It is small and wraps around. Pending requests
+/// get new ones before that matters ([`Sequence::LIFE`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sequence(u32);
 
 impl Sequence {
-    /// After so many requests, those that are pending get new numbers. Twice as many may lie between
-    /// two that are told apart.
+    /// The number of requests after which the pending ones get new positions. Two positions compare
+    /// correctly up to twice this distance.
     pub(crate) const LIFE: u64 = 1 << 30;
 
-    /// The last one of so many requests.
-    #[inline(always)]
+    /// The position of the last of so many requests.
+    #[inline]
     pub(crate) fn last(accepted: u64) -> Self {
         Sequence(accepted as u32)
     }
 
-    /// How many requests were accepted after this one, up to that one.
+    /// The number of requests after this one, up to `last`.
     pub(crate) fn age(self, last: Sequence) -> u32 {
         last.0.wrapping_sub(self.0)
     }
 
-    /// The one that has this age.
+    /// The position that has this age.
     pub(crate) fn of_age(age: u32, last: Sequence) -> Self {
         Sequence(last.0.wrapping_sub(age))
     }
@@ -247,16 +360,19 @@ impl Sequence {
     }
 }
 
-/// By what a request is found: the place of the first of a lane, a number for one that waits behind
-/// others, or for a timer. It changes once at most, when a request becomes the first.
+/// The key that identifies a pending request: a lane for its first request, a number for a queued one
+/// or a timer. It changes when a request becomes the first, and when the queued ones are moved
+/// together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key(u32);
 
 impl Key {
     const QUEUED: u32 = 1 << 31;
+    /// The key of no request.
+    pub(crate) const NONE: Key = Key(u32::MAX);
 
-    #[inline(always)]
-    pub(crate) fn first(at: Place) -> Self {
+    #[inline]
+    pub(crate) fn first(at: LaneId) -> Self {
         Key(at.number())
     }
 
@@ -267,17 +383,17 @@ impl Key {
 
     pub(crate) fn kind(self) -> Position {
         if self.0 & Key::QUEUED == 0 {
-            Position::First(Place::from_number(self.0))
+            Position::First(LaneId::from_number(self.0))
         } else {
             Position::Queued(self.0 & !Key::QUEUED)
         }
     }
 }
 
-/// What a [`Key`] says.
+/// The position that a [`Key`] names: first of a lane, or a number among [`QueuedRequests`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Position {
-    First(Place),
+    First(LaneId),
     Queued(u32),
 }
 
@@ -285,88 +401,34 @@ pub(crate) enum Position {
 #[derive(Debug)]
 pub(crate) struct Queued<C> {
     pub(crate) pending: Pending<C>,
-    /// Nothing while it is part of a vectored write.
-    pub(crate) load: Load,
-    /// Bytes of it that were written.
+    /// Empty while it is part of a vectored write that runs.
+    pub(crate) data: OpData,
+    /// The number of its bytes that were written.
     pub(crate) done: usize,
     /// Its lane; none for a timer.
-    pub(crate) at: Option<Place>,
+    pub(crate) at: Option<LaneId>,
     /// Neighbours in its lane.
     pub(crate) next: u32,
     pub(crate) prev: u32,
-    /// It runs together with the first.
+    /// It runs in one vectored write with the first.
     pub(crate) in_flight: bool,
 }
 
+impl<C> Queued<C> {
+    /// The bytes that it has still to write. While it is part of a vectored write that runs, the backend
+    /// has them.
+    pub(crate) fn unwritten(&self) -> usize {
+        match &self.data {
+            OpData::Buffer(buffer) if self.pending.kind.writes() => {
+                buffer.len_bytes().saturating_sub(self.done)
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// All requests that wait behind others, and the timers, by number.
-pub(crate) type Backlog<C> = Slab<Queued<C>>;
-
-/// Where to find requests by `OpId`. Made when the first is looked for: a program that never cancels
-/// does not pay for it.
-#[derive(Debug, Default)]
-pub(crate) struct OpIndex(Option<HashMap<OpId, Key, BuildHasherDefault<Spread>>>);
-
-impl OpIndex {
-    #[inline(always)]
-    pub(crate) fn is_used(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// A request came, or goes by another key from now on.
-    #[inline(always)]
-    pub(crate) fn note(&mut self, op: OpId, key: Key) {
-        if let Some(keys) = &mut self.0 {
-            keys.insert(op, key);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn forget(&mut self, op: OpId) {
-        if let Some(keys) = &mut self.0 {
-            keys.remove(&op);
-        }
-    }
-
-    /// Gives back the room that a flood has left behind.
-    #[inline]
-    pub(crate) fn shrink_overgrown(&mut self) {
-        if let Some(keys) = &mut self.0
-            && is_overgrown(keys.len(), keys.capacity())
-        {
-            keys.shrink_to_fit();
-        }
-    }
-
-    /// The key of a pending request; the first time, `all` says what there is.
-    pub(crate) fn find<I>(&mut self, op: OpId, all: impl FnOnce() -> I) -> Option<Key>
-    where
-        I: Iterator<Item = (OpId, Key)>,
-    {
-        let keys = self.0.get_or_insert_with(|| all().collect());
-        keys.get(&op).copied()
-    }
-}
-
-/// A hash for numbers that are given out one after the other: a multiplication spreads them.
-#[derive(Debug, Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(self.0 ^ u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // 2^64 divided by the golden ratio.
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
+pub(crate) type QueuedRequests<C> = Slab<Queued<C>>;
 
 #[cfg(test)]
 mod tests {
@@ -379,7 +441,7 @@ mod tests {
 
     #[test]
     fn keys_say_where_a_request_stands() {
-        let at = Place::new(77, Lane::Write);
+        let at = LaneId::new(77, Lane::Write);
         assert_eq!(Key::first(at).kind(), Position::First(at));
         assert_eq!(Key::queued(77).kind(), Position::Queued(77));
     }

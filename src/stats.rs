@@ -1,52 +1,71 @@
-//! What a watcher has done so far, in numbers.
+//! `Stats`: the counters of a watcher.
 
-/// Counters of one watcher since it was built, and what is pending now. Always on.
+/// Counters of a watcher since it was built, and what is pending now. They are always on.
+///
+/// ```
+/// use gaio::{Results, Watcher};
+/// use std::time::Duration;
+///
+/// # fn main() -> gaio::Result<()> {
+/// let mut watcher = Watcher::new()?;
+/// let before = watcher.stats();
+/// watcher.timer((), Duration::ZERO)?;
+/// assert_eq!(watcher.stats().pending, 1);
+/// watcher.wait_io(&mut Results::new())?;
+///
+/// let now = watcher.stats();
+/// assert_eq!((now.submitted - before.submitted, now.pending), (1, 0));
+/// println!("{} system calls in {} turns", now.kernel_calls, now.turns);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// All system calls that the watcher made on its thread: to wait, to transfer, to take sockets in, to
-    /// close them. Not those by which a call first looks at what it was given (`delegate`, `listen`,
-    /// `connect`), those that only answer the program (`peer_addr`), and the allocator's.
+    /// System calls that the watcher made on its thread: to wait, to transfer, to take sockets in, to
+    /// close them. Not counted are the checks of what `delegate`, `listen` and `connect` are given, the calls
+    /// that only answer the program (`peer_addr`), and the allocator's.
     pub kernel_calls: u64,
-    /// Of these: calls that wait (`io_uring_enter`, `epoll_wait`).
+    /// Of these, the calls that wait (`io_uring_enter`, `epoll_wait`).
     pub wait_calls: u64,
-    /// Of these: calls that read (none for sockets on io_uring).
+    /// Of these, the calls that read. On io_uring, sockets need none.
     pub read_calls: u64,
-    /// Of these: calls that write (for sockets on io_uring only when they were full).
+    /// Of these, the calls that write. On io_uring, sockets need them only when they were full.
     pub write_calls: u64,
-    /// Of these: calls that accept or connect (on io_uring only connects to Unix sockets).
+    /// Of these, the calls that accept or connect. On io_uring, only connects to Unix sockets need them.
     pub accept_calls: u64,
     /// Wake-ups that were sent to the sleeping watcher.
     pub wakeups: u64,
-    /// Wake-ups that needed no system call, because the watcher was running.
+    /// Wake-ups that needed no system call because the watcher was running.
     pub wakeups_elided: u64,
     /// Calls of `wait_io` and `wait_io_timeout`.
     pub turns: u64,
-    /// Requests accepted.
+    /// Requests that were accepted.
     pub submitted: u64,
-    /// Completions that the backend gave.
+    /// Completions that the backend reported.
     pub completions: u64,
-    /// Turns that began with completions which had found the ring's queue full. Nothing is lost, but they cost
-    /// more: a larger [`queue_depth`](crate::Builder::queue_depth) holds more. None but on io_uring.
+    /// Turns that began with completions for which the ring's queue had no room. None is lost, but
+    /// they cost more. A larger [`queue_depth`](crate::Builder::queue_depth) avoids them. Always zero
+    /// except on io_uring.
     pub completion_overflows: u64,
-    /// Results handed out.
+    /// Results that were returned.
     pub delivered: u64,
     /// Requests that ended with `Cancelled`.
     pub cancelled: u64,
     /// Requests that ended with `Deadline`.
     pub deadlines: u64,
-    /// Reads that met a swap pool that was used up, each counted once.
+    /// Reads that found the swap pool used up. Each is counted once.
     pub swap_starved: u64,
     /// Open connections and listeners.
     pub connections: usize,
-    /// Requests without their last result.
+    /// Requests whose last result is still to come.
     pub pending: usize,
     /// Leases of swap buffers that are alive, clones included.
     pub leases: usize,
-    /// Swap buffers that are in use, private ones apart.
+    /// Swap buffers in use, without the small buffers of single connections.
     pub swap_buffers_out: usize,
-    /// The most swap buffers that were ever in use at once.
+    /// The largest number of swap buffers that were in use at once.
     pub swap_buffers_peak: usize,
-    /// Memory held by the swap pool, in bytes, with what connections hold privately.
+    /// Memory of the swap pool in bytes, with the small buffers of single connections.
     pub swap_bytes: usize,
 }

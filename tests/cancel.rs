@@ -1,5 +1,5 @@
 //! Cancelling: reads and writes, running, half done or not yet started; done or cancelled, never
-//! both (scenario 26).
+//! both.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -15,7 +15,7 @@ use common::{
     GLANCE, MUCH, backends, builder, collect, connect_to, connected, error_kind, is_pattern, next,
     pattern_vec, quiet, read_pattern, watcher,
 };
-use gaio::{BackendKind, Conn, ErrorKind, OpId, Results, Watcher};
+use gaio::{BackendKind, Conn, Deadline, ErrorKind, OpId, Results, Watcher};
 
 backends! {
     fn cancel_read(kind: BackendKind) {
@@ -34,6 +34,36 @@ backends! {
         watcher.read("again", conn, None).unwrap();
         peer.write_all(b"data").unwrap();
         assert_eq!(next(&mut watcher).data(), b"data");
+    }
+}
+
+backends! {
+    /// A long wait is found beside thousands of short ones: once younger requests have taken its place
+    /// in the index, and once the index has grown and shrunk.
+    fn cancel_one_that_waited_long(kind: BackendKind) {
+        let (mut watcher, conn, _peer) = connected(kind);
+        let [idle, later] = [0, 1].map(|ctx| watcher.read(ctx, conn, None).unwrap());
+        let soon = watcher.timer(1, Duration::ZERO).unwrap();
+        assert_eq!(next(&mut watcher).op, soon);
+        assert!(!watcher.cancel(soon), "finished");
+        for _ in 0..3_000 {
+            watcher.timer(1, Duration::ZERO).unwrap();
+            next(&mut watcher);
+        }
+        assert!(watcher.cancel(idle));
+        assert_eq!(next(&mut watcher).op, idle);
+        let late: Vec<OpId> = (0..3_000)
+            .map(|_| watcher.timer(2, Deadline::NEVER).unwrap())
+            .collect();
+        for &op in &late[1..] {
+            assert!(watcher.cancel(op));
+        }
+        collect(&mut watcher, late.len() - 1);
+        for op in [later, late[0]] {
+            assert!(watcher.cancel(op));
+            let res = next(&mut watcher);
+            assert_eq!((res.op, error_kind(&res)), (op, Some(ErrorKind::Cancelled)));
+        }
     }
 }
 

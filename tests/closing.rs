@@ -1,5 +1,5 @@
-//! The end of a watcher: closed or dropped, with anything in flight, it hands out what it owes,
-//! closes what it owns, refuses what comes later, and leaves nothing behind (scenario 20).
+//! The end of a watcher, closed or dropped, with anything in flight: it returns what it owes, closes what
+//! it owns, refuses later calls, and leaves nothing behind.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stdout)]
@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use common::process::{affordable, in_child, no_leak};
-use common::refusal::{refuses, refuses_new};
+use common::refusal::{refuses, refuses_new, refuses_post};
 use common::*;
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, Interest, Results, Watcher};
 use socket2::SockRef;
@@ -70,9 +70,11 @@ backends! {
         watcher.close();
         refuses(&mut watcher, conn, ErrorKind::WatcherClosed);
         refuses_new(&mut watcher, ErrorKind::WatcherClosed);
+        refuses_post(&watcher.remote());
         assert!(close_and_collect(&mut watcher).is_empty());
         refuses(&mut watcher, conn, ErrorKind::WatcherClosed);
         refuses_new(&mut watcher, ErrorKind::WatcherClosed);
+        refuses_post(&watcher.remote());
     }
 
     fn drop_with_inflight(kind: BackendKind) {

@@ -1,6 +1,5 @@
-//! Data: bytes come and go whole, unchanged and in order, through buffers of every kind, and
-//! nothing else happens to them or to the contexts that travel with them (scenarios 1 to 7
-//! and 12). Swap buffers have `swap.rs`; what is allocated is counted in `memory.rs`.
+//! Data: bytes move whole, unchanged and in order, through buffers of every kind, and contexts come back
+//! as they were handed in. `swap.rs` and `leases.rs` have the swap buffers; `memory.rs` counts allocations.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,8 +13,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::*;
+use gaio::bytes::Bytes;
 use gaio::{BackendKind, Buffer, Deadline, ErrorKind, Interest, OpResult, Operation, Results};
 use socket2::SockRef;
 

@@ -14,10 +14,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::process::{Forked, descriptors, in_child, in_fork};
-use common::refusal::{refuses, refuses_new};
+use common::refusal::refuses_all;
 use common::{
-    GLANCE, MUCH, PATIENCE, assert_closed, assert_works, backends, builder, close_and_collect,
-    collect, connect_to, connected, listener, next, pair, quiet, readable, watcher,
+    GLANCE, MUCH, assert_closed, assert_works, backends, builder, close_and_collect, collect,
+    connect_to, connected, listener, next, pair, quiet, readable, watcher,
 };
 use gaio::{BackendKind, Conn, Deadline, ErrorKind, OpId, Remote, Results, Watcher};
 use socket2::SockRef;
@@ -308,32 +308,10 @@ impl Busy {
     fn refuses(&mut self, remote: &Remote<u8>) {
         let forked = ErrorKind::Forked;
         let Busy { watcher, conns, .. } = self;
-        for conn in conns
-            .iter()
-            .copied()
-            .chain([self.listener, self.terminal, Conn::NONE])
-        {
-            refuses(watcher, conn, forked);
-            assert_eq!(watcher.reclaim(conn).unwrap_err().kind(), forked);
-            assert_eq!(watcher.socket(conn).unwrap_err().kind(), forked);
-            assert_eq!(watcher.peer_addr(conn).unwrap_err().kind(), forked);
-            assert!(!watcher.contains(conn));
-            assert!(!watcher.free(conn));
-        }
-        refuses_new(watcher, forked);
-        let (error, _) = watcher
-            .connect_from(7, pair().0, self.address, Deadline::NEVER)
-            .unwrap_err()
-            .into_parts();
-        assert_eq!(error.kind(), forked);
-        let mut results = Results::new();
-        assert_eq!(watcher.wait_io(&mut results).unwrap_err().kind(), forked);
-        let waited = watcher.wait_io_timeout(&mut results, PATIENCE);
-        assert_eq!(waited.unwrap_err().kind(), forked);
-        assert_eq!(watcher.pin(0).unwrap_err().kind(), forked);
-        assert_eq!(watcher.poll_fd().unwrap_err().kind(), forked);
+        let mut all = conns.to_vec();
+        all.extend([self.listener, self.terminal, Conn::NONE]);
+        refuses_all(watcher, &all, self.op, forked);
         assert!(watcher.stats().pending > 0);
-        assert!(!watcher.cancel(self.op));
         assert_eq!(remote.cancel(self.op).unwrap_err().kind(), forked);
         watcher.close();
         remote_refuses(remote, conns[0]);

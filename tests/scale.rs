@@ -1,6 +1,5 @@
-//! Scale: 10,000 connections at once, all of them busy, none of them mixed up with another
-//! (scenario 8). The peers live in a process of their own, and check what they get back: one
-//! process may not have the descriptors for both ends.
+//! Scale: 10,000 connections at once, all busy, none mixed up with another. The peers live in a process
+//! of their own and check what they receive: one process may lack the descriptors for both ends.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

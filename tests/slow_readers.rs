@@ -10,7 +10,9 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+#[cfg(target_os = "linux")]
+use std::time::Duration;
+use std::time::Instant;
 
 use common::process::{in_child, raise_descriptor_limit};
 use common::*;
@@ -184,9 +186,10 @@ backends! {
     }
 
     /// Without memory for another buffer, reads wait as if the pool were used up: without work.
+    #[cfg(target_os = "linux")]
     fn no_memory(kind: BackendKind) {
         in_child(module_path!(), kind, || {
-            let (mut watcher, held) = without_memory(kind);
+            let (mut watcher, held, taken) = without_memory(kind);
             let calls_before = watcher.stats().kernel_calls;
             let count = watcher.wait_io_timeout(&mut Results::new(), 10 * GLANCE);
             let calls = watcher.stats().kernel_calls - calls_before;
@@ -194,19 +197,21 @@ backends! {
             assert!(calls <= 50, "{calls} system calls without memory");
             drop(held);
             assert!(next(&mut watcher).size > 0);
+            drop(taken);
         });
     }
 
     /// There may be memory again although no lease came back: nobody tells, but it is found out.
+    #[cfg(target_os = "linux")]
     fn memory_again(kind: BackendKind) {
         in_child(module_path!(), kind, || {
-            let (mut watcher, held) = without_memory(kind);
+            let (mut watcher, held, taken) = without_memory(kind);
             // It has just been asked for in vain: the next time is only after a while.
             for _ in 0..5 {
                 let count = watcher.wait_io_timeout(&mut Results::new(), Duration::ZERO);
                 assert_eq!(count, Ok(0));
             }
-            limit_memory(1 << 40);
+            drop(taken);
             assert!(next(&mut watcher).size > 0);
             drop(held);
         });
@@ -380,44 +385,59 @@ impl Flood {
 }
 
 /// A watcher for which the system has no more memory: the one connection, whose peer writes without an
-/// end, keeps what it got, and its read waits. For a process of its own.
-fn without_memory(kind: BackendKind) -> (Watcher, Vec<OpResult>) {
-    let builder = builder(kind)
-        .swap_buffer_size(8 << 20)
-        .swap_buffers(1 << 20);
+/// end, keeps what it got, and its read waits. Also what took the memory. For a process of its own.
+#[cfg(target_os = "linux")]
+fn without_memory(kind: BackendKind) -> (Watcher, Vec<OpResult>, Vec<Vec<u8>>) {
+    const BUFFER: usize = 256 << 10;
+    let builder = builder(kind).swap_buffer_size(BUFFER).swap_buffers(1 << 20);
     let mut watcher = builder.build().unwrap();
-    let (ours, mut peer) = pair();
-    let conn = watcher.delegate(ours).unwrap();
+    let (conn, mut peer) = connect_to(&mut watcher);
     watcher.read((), conn, None).unwrap();
-    // More than there will be memory for. It has begun when something has come.
     thread::spawn(move || while peer.write_all(&[1; 65_536]).is_ok() {});
+    // It has begun when something has come.
     let mut held = vec![next(&mut watcher)];
-    limit_memory(64 << 20);
+    let taken = take_all_memory(BUFFER / 2);
     watcher.read((), conn, None).unwrap();
     let mut results = Results::new();
-    while watcher.wait_io_timeout(&mut results, 10 * GLANCE).unwrap() > 0 {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        // Only a read that finds data can find no memory for it.
+        let has_data = readable(&watcher.socket(conn).unwrap(), Duration::ZERO);
+        let count = watcher.wait_io_timeout(&mut results, GLANCE).unwrap();
+        let starved = watcher.stats().swap_starved;
+        if count == 0 && has_data && starved > 0 {
+            return (watcher, held, taken);
+        }
+        let reads = held.len();
+        assert!(
+            Instant::now() < end,
+            "{reads} reads and memory for more, {starved} without it"
+        );
         for res in results.drain() {
             assert_eq!(res.error, None);
             held.push(res);
             watcher.read((), conn, None).unwrap();
         }
     }
-    (watcher, held)
 }
 
-/// From now on this process can have so many bytes more.
+/// Takes the memory that this process may have from now on, all but pieces smaller than this.
 #[cfg(target_os = "linux")]
-fn limit_memory(more_bytes: u64) {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+fn take_all_memory(least: usize) -> Vec<Vec<u8>> {
     let limit = libc::rlimit {
-        rlim_cur: pages * 4096 + more_bytes,
+        rlim_cur: 0, // Nothing beside what it has.
         rlim_max: libc::RLIM_INFINITY,
     };
     // SAFETY: `limit` is valid for the call.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    let mut taken = Vec::new();
+    let mut size = 64 << 20;
+    while size >= least {
+        let mut piece = Vec::new();
+        match piece.try_reserve_exact(size) {
+            Ok(()) => taken.push(piece),
+            Err(_) => size /= 2,
+        }
+    }
+    taken
 }
-
-/// Not every system has such a limit: then there is memory enough for this test.
-#[cfg(not(target_os = "linux"))]
-fn limit_memory(_more_bytes: u64) {}

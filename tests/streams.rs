@@ -1,4 +1,4 @@
-//! Streams of reads: one request, many results, and back-pressure by leases (scenario 29).
+//! Streams of reads: one request, many results, and back-pressure by leases.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
-//! Swap buffers: what a lease shows never changes, costs no copy, and may be kept, forwarded and
-//! dropped anywhere; a connection that keeps many waits until some come back.
+//! The pool of swap buffers: how far it goes, who waits when all are out, and what ends that. `leases.rs` has the
+//! leases, `slow_readers.rs` peers that do not read.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -11,99 +11,10 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::*;
 use gaio::{BackendKind, Conn, ErrorKind, OpResult, Results, SwapBuf, Watcher};
 
 backends! {
-    fn swap_data_intact(kind: BackendKind) {
-        const CONNECTIONS: usize = 250;
-        let mut watcher = watcher(kind);
-        let mut random = Random::new(8);
-        let (listener, _) = listener();
-        let mut peers = Vec::new();
-        for index in 0..CONNECTIONS {
-            let (ours, peer) = pair_from(&listener);
-            let conn = watcher.delegate(ours).unwrap();
-            watcher.read(index, conn, own_or_swap(&mut random)).unwrap();
-            peers.push((peer, 0));
-        }
-        let mut seen = [0; CONNECTIONS];
-        let mut kept = VecDeque::new();
-        for _ in 0..40 {
-            let mut expected = 0;
-            for (index, (peer, sent)) in peers.iter_mut().enumerate() {
-                let len = 1 + random.below(600);
-                peer.write_all(pattern(index + *sent, len)).unwrap();
-                *sent += len;
-                expected += len;
-            }
-            while expected > 0 {
-                let mut results = Results::new();
-                turn(&mut watcher, &mut results);
-                for res in results.drain() {
-                    let at = res.context + seen[res.context];
-                    assert_eq!((res.error, res.is_eof()), (None, false));
-                    seen[res.context] += res.size;
-                    expected -= res.size;
-                    watcher
-                        .read(res.context, res.conn, own_or_swap(&mut random))
-                        .unwrap();
-                    kept.push_back((at, res));
-                }
-                // Results are looked at long after others were read into the same memory.
-                while kept.len() > 2 * CONNECTIONS {
-                    check_kept(kept.pop_front());
-                }
-            }
-        }
-        while !kept.is_empty() {
-            check_kept(kept.pop_front());
-        }
-    }
-
-    fn lease_kept(kind: BackendKind) {
-        const READS: usize = 100_000;
-        let mut watcher = builder(kind)
-            .swap_buffer_size(4096)
-            .swap_buffers(4)
-            .build()
-            .unwrap();
-        let (kept_conn, mut kept_peer) = connect_to(&mut watcher);
-        let (conn, mut peer) = connect_to(&mut watcher);
-        write_pattern(&mut kept_peer, 77, 500);
-        watcher.read((), kept_conn, None).unwrap();
-        let kept = next(&mut watcher).buffer.into_swap().unwrap();
-
-        let mut results = Results::new();
-        for index in 0..READS {
-            peer.write_all(pattern(index, 40)).unwrap();
-            watcher.read((), conn, None).unwrap();
-            let mut got = 0;
-            while got < 40 {
-                // A read may end where a buffer ends; the rest comes with the next.
-                turn(&mut watcher, &mut results);
-                let res = results.pop().unwrap();
-                assert!(is_pattern(index + got, res.data()), "read {index}");
-                got += res.size;
-                if got < 40 {
-                    watcher.read((), conn, None).unwrap();
-                }
-            }
-        }
-        assert!(
-            is_pattern(77, &kept),
-            "a lease changed while others were read"
-        );
-        let part = kept.slice(100..=199);
-        drop(watcher);
-        drop(kept);
-        assert!(
-            part.len() == 100 && is_pattern(177, &part),
-            "a lease outlives the watcher"
-        );
-    }
-
     fn lease_dropped_on_another_thread(kind: BackendKind) {
         let mut watcher = one_swap_buffer(kind);
         let (conn, mut peer) = connect_to(&mut watcher);
@@ -125,29 +36,6 @@ backends! {
             assert!(is_pattern(seen, res.data()) && res.size > 0);
         });
         assert_eq!(watcher.stats().leases, 0, "each lease came back");
-    }
-
-    fn lease_forwarded(kind: BackendKind) {
-        let (mut watcher, from, mut sender) = connected(kind);
-        let (to, mut receiver) = connect_to(&mut watcher);
-        for at in 0..100 {
-            sender.write_all(pattern(at, 1024)).unwrap();
-            watcher.read((), from, None).unwrap();
-            let read = next(&mut watcher);
-            let place = read.data().as_ptr();
-            let lease = read.buffer.into_swap().unwrap();
-            assert_eq!(lease.as_ptr(), place, "taking a lease copies nothing");
-            let bytes = Bytes::from(lease.clone());
-            assert_eq!(bytes.as_ptr(), place, "nor does it as Bytes");
-            watcher.write((), to, bytes).unwrap();
-            watcher.write((), from, lease).unwrap();
-            for write in collect(&mut watcher, 2) {
-                assert_eq!((write.size, write.error), (1024, None));
-                assert_eq!(write.buffer.as_ptr(), place, "nor does writing it");
-            }
-            read_pattern(&mut receiver, at, 1024);
-            read_pattern(&mut sender, at, 1024);
-        }
     }
 
     /// A connection that always has data takes all there is, and reads again at once: the other one has
@@ -384,6 +272,38 @@ backends! {
         });
     }
 
+    /// A connection that waits since it keeps what it read privately goes on when some of that is back.
+    fn own_leases_come_back(kind: BackendKind) {
+        let mut watcher = one_swap_buffer(kind);
+        let (hog, mut hog_peer) = connect_to(&mut watcher);
+        hog_peer.write_all(&[0; 4096]).unwrap();
+        watcher.read("hog", hog, None).unwrap();
+        let _lease = next(&mut watcher);
+        let (conn, mut peer) = connect_to(&mut watcher);
+        let mut kept = VecDeque::new();
+        for round in 0..5 {
+            while kept.len() < 2 {
+                peer.write_all(&[0; 4096]).unwrap();
+                watcher.read("kept", conn, None).unwrap();
+                kept.push_back(next(&mut watcher));
+            }
+            peer.write_all(pattern(round, 100)).unwrap();
+            watcher.read("waits", conn, None).unwrap();
+            quiet(&mut watcher);
+            thread::scope(|scope| {
+                let oldest = kept.pop_front();
+                scope.spawn(|| {
+                    // Most likely, the watcher sleeps by then.
+                    thread::sleep(GLANCE);
+                    drop(oldest);
+                });
+                let res = next(&mut watcher);
+                assert_eq!((res.context, res.size, res.error), ("waits", 100, None));
+                assert!(is_pattern(round, res.data()));
+            });
+        }
+    }
+
     /// Of a pipe, too, no more is read than the buffers take; the reads wait for leases.
     fn pool_limit_holds_for_pipes(kind: BackendKind) {
         const SIZE: usize = 4096;
@@ -424,36 +344,6 @@ backends! {
         }
         assert!(watcher.stats().swap_bytes <= limit);
     }
-
-    fn recycle_reads_again_the_same_way(kind: BackendKind) {
-        let (mut watcher, conn, mut peer) = connected(kind);
-        for own in [Some(vec![0; 64]), None] {
-            let swap = own.is_none();
-            let mut buffer: Option<Vec<u8>> = own;
-            for at in 0..50 {
-                peer.write_all(pattern(at, 1 + at)).unwrap();
-                watcher.read((), conn, buffer).unwrap();
-                let res = next(&mut watcher);
-                assert_eq!((res.size, res.is_swap_buffer()), (1 + at, swap));
-                assert!(is_pattern(at, res.data()));
-                buffer = res.buffer.into();
-                assert_eq!(buffer.as_ref().map(Vec::len), (!swap).then_some(64));
-            }
-        }
-    }
-}
-
-/// A buffer to read into: now a swap buffer, now an own one of any small size.
-fn own_or_swap(random: &mut Random) -> Option<Vec<u8>> {
-    (random.below(2) == 0).then(|| vec![0; 1 + random.below(700)])
-}
-
-fn check_kept(kept: Option<(usize, OpResult<usize>)>) {
-    let (at, res) = kept.unwrap();
-    assert!(
-        is_pattern(at, res.data()),
-        "changed after it was handed out"
-    );
 }
 
 fn held_bytes(held: &VecDeque<SwapBuf>) -> usize {

@@ -1,4 +1,4 @@
-//! Where to connect to, or who is on the other end.
+//! Addresses to connect to, and addresses of peers.
 
 use std::fmt;
 use std::io;
@@ -14,21 +14,24 @@ use socket2::{Domain, SockAddr};
 
 use crate::error::Errno;
 
-/// A TCP or a Unix socket address.
+/// The address of a TCP or a Unix socket.
 ///
 /// ```
 /// use gaio::Address;
 /// use std::net::SocketAddr;
 ///
-/// let address: Address = SocketAddr::from(([127, 0, 0, 1], 7000)).into();
+/// let address = Address::from(SocketAddr::from(([127, 0, 0, 1], 7000)));
 /// assert_eq!(address.to_string(), "127.0.0.1:7000");
+///
+/// let path = std::os::unix::net::SocketAddr::from_pathname("/run/service").expect("short enough");
+/// assert_eq!(Address::from(path).to_string(), "/run/service");
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Address {
     /// An IP address and a port.
     Ip(SocketAddr),
-    /// A path, an abstract name, or nothing.
+    /// A path, an abstract name, or no name.
     Unix(UnixAddr),
 }
 
@@ -45,7 +48,7 @@ impl Address {
         if let Some(ip) = raw.as_socket() {
             return Some(Address::Ip(ip));
         }
-        // Some systems (OpenBSD) say nothing at all of a Unix socket without a name.
+        // Some systems (OpenBSD) return nothing at all for a Unix socket without a name.
         let is_unix = raw.is_unix() || raw.len() == 0;
         let unix = is_unix.then(|| unix_from_raw(raw))?;
         unix.ok().map(Address::Unix)
@@ -64,7 +67,7 @@ fn unix_from_raw(raw: &SockAddr) -> io::Result<UnixAddr> {
     if let Some(name) = raw.as_abstract_namespace() {
         return UnixAddr::from_abstract_name(name);
     }
-    // An empty path is no name.
+    // An empty path stands for no name.
     UnixAddr::from_pathname(raw.as_pathname().unwrap_or(Path::new("")))
 }
 

@@ -1,35 +1,37 @@
-//! The kernel side of [gaio](https://docs.rs/gaio): what a proactor needs from an operating
-//! system, behind one trait, and the swap buffers that all backends share.
+//! The kernel side of [gaio](https://docs.rs/gaio): the trait [`Backend`], its implementations, and
+//! the swap buffers that they share.
 //!
-//! This crate is the lower half of `gaio`; programs use the upper one. All unsafe code of the
+//! This crate is the lower half of `gaio`. Programs use the upper half. All unsafe code of the
 //! project is here.
 //!
 //! # Adding a backend
 //!
-//! Implement [`Backend`] in a folder of its own, name its cfg in the workspace's `build.rs`, and
-//! add a line in [`select`]. A system with a readiness poller (an event port, say) needs less: the
-//! `Poller` trait of the [`emulated`] backend, one file.
+//! A system with a readiness poller, such as an event port, needs one file that implements the
+//! trait `Poller` of `emulated/poller.rs`. A system that completes operations itself needs an
+//! implementation of [`Backend`], in a folder of its own. Then name the backend's cfg in the
+//! workspace's `build.rs`, and list the backend in `select.rs`.
 
 #[cfg(not(any(gaio_uring, gaio_epoll, gaio_kqueue)))]
 compile_error!("gaio has no backend for this target: it wants Linux, or a 64-bit BSD or macOS");
 
 mod address;
 mod batch;
-pub mod buffer;
-pub mod emulated;
+mod buffer;
+mod emulated;
 mod error;
-pub mod loads;
-mod process;
+mod file_block;
+mod op_table;
+mod parts;
 mod quotes;
-pub mod select;
+mod result_queue;
+mod select;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slots;
-pub mod swap;
+mod swap;
 mod sys;
-mod tray;
 #[cfg(gaio_uring)]
-pub mod uring;
+mod uring;
 mod wake;
 
 use std::fmt;
@@ -40,55 +42,66 @@ use std::time::Instant;
 
 pub use address::Address;
 pub use buffer::Buffer;
-pub use error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
-pub(crate) use loads::LoadTable;
-pub use loads::{Load, Loads};
-pub use process::Process;
-pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, Task};
+pub use error::{Errno, Error, ErrorContext, ErrorKind, Result, SetupError};
+pub(crate) use op_table::OpTable;
+pub use op_table::{OpData, OpTableView};
+pub use result_queue::ResultQueue;
+#[cfg(feature = "sim")]
+pub use select::simulate;
+pub use select::{BackendInfo, BackendKind, Choice, Declined, Selected, select};
 pub use slots::{is_overgrown, reserve_gently, shrink_overgrown};
 pub use swap::{Credit, Pool, PoolUse, SwapBuf, Threshold, Thresholds};
-pub use sys::{classify, peer_addr, pin_thread, stream_socket};
-pub use tray::Tray;
-pub use wake::{Bell, Waker};
+pub use sys::{
+    PeerCred, Process, classify, local_addr, peer_addr, peer_cred, pin_thread, stream_socket,
+};
+pub use wake::{Notifier, Waker};
+
+/// Seals [`Backend`], so that the trait can change together with the engine above it.
+mod sealed {
+    #[allow(unreachable_pub)]
+    pub trait Backend {}
+}
 
 /// The contract between the watcher, which knows the user, and a backend, which knows the kernel.
 ///
-/// # What a backend may assume
-/// - A slot is a small number chosen by the watcher. It is attached once, detached once, and not
-///   attached again before the next [`wait`](Backend::wait).
-/// - A slot has two lanes. Each has at most one operation at a time: nothing is started on a lane
-///   before the last completion of what ran there was given out.
-/// - What an operation carries lies in [`loads`](Backend::loads), under its place, before it is
-///   started.
-/// - Lanes are cancelled only while they run, slots detached only while both lanes are idle.
-/// - Before each `wait` at most [`room`](Backend::room) operations are started.
-/// - All calls after [`bind`](Backend::bind) come from the thread that called it; only the drop
-///   may come from another.
+/// A turn starts operations, calls [`wait`](Backend::wait) once, and takes completions with
+/// [`next`](Backend::next). Queues, order, deadlines, generations and the retries of short
+/// transfers are the watcher's. A backend has no queue policy.
 ///
-/// Queues, order, deadlines, retries of short transfers, generations: all of that is the
-/// watcher's. A backend has no queue policy.
+/// # Guarantees of the watcher
+/// - A slot is a small number that the watcher chooses. It is attached once and detached once, and
+///   it is not attached again before the next `wait`.
+/// - A slot has two lanes. Each runs at most one operation at a time: the next one starts only
+///   after the last completion of the one before was taken.
+/// - The data of an operation (a buffer, several buffers, an address) is in the
+///   [`op_table`](Backend::op_table), in the entry of its lane, before the operation starts.
+/// - A lane is cancelled only while an operation runs on it. A slot is detached only while both
+///   lanes are idle.
+/// - At most [`room`](Backend::room) operations are started before each `wait`.
+/// - All calls after [`bind`](Backend::bind) come from the thread that called it. Only the drop may
+///   come from another.
 ///
-/// # What a backend must give
-/// - Every started operation ends with exactly one completion whose `more` is false, and only a
-///   stream may have others before it.
-/// - A stream may end at any time with a completion that is a success (and not a read's 0 bytes):
-///   that only says that it has to be started again.
-/// - A cancelled operation ends soon: with what it had done, or `ECANCELED` if that was nothing.
-///   Nothing is lost: received bytes are in the completion or still in the socket.
-/// - What the kernel uses (buffers, addresses, message headers) is in the backend's table of
-///   loads, and marked as busy there, until the last completion of the operation; also when the
-///   backend is dropped.
-/// - Reads of a swap buffer that find none end with `ENOBUFS` and consume nothing. There was data, or
-///   the end, unless buffers ran out just now.
-/// - A private read ends with `EAGAIN` if there is nothing to read: it never waits, so that it holds no
-///   memory for long.
-/// - Transfers may be short but not empty, except that a read of 0 bytes means the end.
-/// - No call blocks but `wait`, nothing raises a signal, descriptors are close-on-exec.
-pub trait Backend {
+/// # Duties of the backend
+/// - Every started operation ends with exactly one completion whose `more` is false. Only a stream
+///   may have others before it.
+/// - A stream may end at any time with a success, except a read of 0 bytes. The watcher then starts
+///   it again.
+/// - A cancelled operation ends soon: with the work that it had done, or with `ECANCELED` if there
+///   was none. Nothing is lost: received bytes are in the completion or still in the socket.
+/// - The memory that the kernel uses lives until the last completion of the operation, even if the
+///   backend is dropped. Operation data (buffers, addresses, message headers) stays in the table,
+///   where it is marked as busy. Swap buffers stay with the backend.
+/// - A swap read that finds no buffer ends with `ENOBUFS` and consumes nothing. It ends so only if
+///   there is data to read, or the end, unless the buffers ran out just now.
+/// - A private read never waits, so that it holds no memory for long. It ends with `EAGAIN` if
+///   there is nothing to read.
+/// - A transfer may be short but not empty. A read of 0 bytes means the end.
+/// - No call blocks but `wait`, no call raises a signal, and descriptors are close-on-exec.
+pub trait Backend: sealed::Backend {
     /// Takes a socket into `slot`.
     ///
     /// # Errors
-    /// The system's refusal, together with the socket.
+    /// The system's error, together with the socket.
     fn attach(
         &mut self,
         slot: u32,
@@ -96,11 +109,12 @@ pub trait Backend {
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)>;
 
-    /// Gives the socket back, in the blocking mode in which it came.
+    /// Returns the socket, in the blocking mode in which it came.
     fn detach(&mut self, slot: u32) -> Option<OwnedFd>;
 
-    /// Gives the socket out to be closed. Others may have duplicates: the blocking mode of a socket
-    /// stays, that of a pipe or a terminal is again as it came. The drop does the same.
+    /// Returns the socket to be closed. Duplicates of it share its blocking mode. A pipe or a
+    /// terminal gets back the mode in which it came; a socket keeps its present mode. The drop does
+    /// the same with each socket.
     fn release(&mut self, slot: u32) -> Option<OwnedFd> {
         self.detach(slot)
     }
@@ -108,132 +122,88 @@ pub trait Backend {
     /// The socket in `slot`.
     fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>>;
 
-    /// How many more operations can be started before the next [`wait`](Backend::wait).
+    /// The number of operations that can still be started before the next [`wait`](Backend::wait).
     fn room(&self) -> usize;
 
-    /// What the lanes' operations carry.
-    fn loads(&mut self) -> Loads<'_>;
+    /// The data of all operations, by lane.
+    fn op_table(&mut self) -> OpTableView<'_>;
 
-    /// Starts an operation on an idle lane. A backend may do its work right here, if that does not
-    /// block. Success and failure come as its completion.
-    fn start(&mut self, at: Place, request: Request);
+    /// The number of bytes of a lane's write that the kernel does not have, as far as is known.
+    fn unwritten(&self, at: LaneId) -> usize;
 
-    /// Starts a swap read if there is room for it. False if there is none.
-    #[inline(always)]
-    fn start_read_swap(&mut self, at: Place) -> bool {
-        let has_room = self.room() > 0;
-        if has_room {
-            self.start(at, Request::ReadSwap);
-        }
-        has_room
-    }
+    /// Starts an operation on an idle lane. A backend may do the work at once if that does not
+    /// block. Then it returns the only completion, or the first one of a stream. After a last
+    /// completion the data of the lane is no longer busy.
+    fn start(&mut self, at: LaneId, request: Request) -> Option<Completion>;
 
-    /// Starts a write. If it could be done at once, whole, there is no completion of it: the buffer
-    /// comes back from the load, and its length.
-    #[inline(always)]
-    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
-        self.start(at, Request::Write);
-        None
-    }
+    /// Ends an operation early. With `last_try`, the operation gets one more attempt, or its first
+    /// one, so that everything possible at this moment is done.
+    fn cancel(&mut self, at: LaneId, last_try: bool);
 
-    /// Ends an operation early. With a last try it is attempted once more, or for the first time:
-    /// what is possible at this moment is done.
-    fn cancel(&mut self, at: Place, last_try: bool);
-
-    /// `shutdown(2)`, at once.
+    /// Calls `shutdown(2)` at once.
     ///
     /// # Errors
-    /// The system's refusal.
+    /// The system's error.
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno>;
 
-    /// Ties the backend to the calling thread; comes once, before the first `wait`.
+    /// Ties the backend to the calling thread. It is called once, before the first `wait`.
     ///
     /// # Errors
-    /// The system's refusal.
+    /// The system's error.
     fn bind(&mut self) -> Result<(), Errno>;
 
-    /// Runs what was started, and sleeps if nothing is complete. A signal may end the sleep early.
+    /// Runs the started operations, and sleeps if none is complete. A signal may end the sleep
+    /// early.
     ///
     /// # Errors
-    /// The system refuses the call that waits.
+    /// The system's error for the call that waits.
     fn wait(&mut self, until: Until) -> Result<(), Errno>;
 
-    /// The next completion of the turn that the last [`wait`](Backend::wait) began. Whoever stops
-    /// early finds the others after the next `wait`, which does not sleep then.
+    /// The next completion of the turn that the last [`wait`](Backend::wait) began, or `None` if
+    /// that was all. Completions that were not taken come after the next `wait`, which does not
+    /// sleep then.
     fn next(&mut self) -> Option<Completion>;
 
-    /// Gives out completions as [`next`](Backend::next) does, `most` of them, each with what it
-    /// brought.
-    #[inline]
-    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>)
-    where
-        Self: Sized,
-    {
-        for _ in 0..most {
-            let Some(completion) = self.next() else {
-                return;
-            };
-            let payload = self.payload();
-            sink.completed(self, completion, payload);
-        }
-    }
-
-    /// What the last completion brought. To be taken before anything else is done: what nobody
-    /// takes is dropped.
-    fn payload(&mut self) -> Payload;
-
-    /// At the end of a turn: whether there is more to do without sleeping.
+    /// Whether there is more to do without sleeping. The watcher asks at the end of a turn.
     fn has_work(&mut self) -> bool;
 
-    /// A duplicate of a descriptor that is readable when [`wait`](Backend::wait) would have something
-    /// to hand out that was not there when [`has_work`](Backend::has_work) was last asked, when the
-    /// [`waker`](Backend::waker) was woken from its sleep, or when the time last given to
-    /// [`arm`](Backend::arm) has come. From the first success on, `wait` pays for keeping it exact.
+    /// A duplicate of a descriptor for other event loops. It is readable in three cases:
+    ///
+    /// - [`wait`](Backend::wait) would hand out something that was not there when
+    ///   [`has_work`](Backend::has_work) was last asked;
+    /// - the [`waker`](Backend::waker) was woken from its sleep;
+    /// - the time last given to [`arm`](Backend::arm) has come.
+    ///
+    /// From the first success on, `wait` pays for keeping the descriptor exact.
     ///
     /// # Errors
-    /// The system's refusal, such as `EMFILE`: then nothing has changed.
+    /// The system's error, such as `EMFILE`. The backend is unchanged then.
     fn readiness(&mut self) -> Result<OwnedFd, Errno>;
 
-    /// Makes [`readiness`](Backend::readiness) readable at this time.
+    /// Makes [`readiness`](Backend::readiness) readable at this time, or at none.
     fn arm(&mut self, at: Option<Instant>);
 
-    /// The time by which deadlines are kept. Not the system's only where time is simulated.
+    /// The clock of deadlines. It differs from the system's only where time is simulated.
     #[inline]
     fn now(&self) -> Instant {
         Instant::now()
     }
 
-    /// Wakes `wait` from other threads.
+    /// The handle that wakes `wait` from other threads.
     fn waker(&self) -> &Arc<Waker>;
 
-    /// Where swap reads take their memory.
+    /// The pool from which swap reads take their memory.
     fn pool(&self) -> &Pool;
 
-    /// What swap reads could take now.
+    /// The present room for swap reads.
     fn swap_room(&mut self) -> SwapRoom;
 
-    /// System calls made so far.
+    /// The system calls made so far.
     fn counts(&self) -> &Counts;
 }
 
-/// Who takes completions. Those that are nearly all come by themselves, so that they need not be
-/// told apart again.
-pub trait Sink<B> {
-    /// A swap read has ended.
-    fn received(&mut self, backend: &mut B, at: Place, lease: SwapBuf);
-
-    /// A stream of reads has brought these bytes, charged to its account, and goes on.
-    fn streamed(&mut self, backend: &mut B, at: Place, lease: SwapBuf);
-
-    /// A write has ended, and all its bytes were written. The buffer comes out of the load.
-    fn wrote(&mut self, backend: &mut B, at: Place, buffer: Buffer, size: usize);
-
-    /// Anything else.
-    fn completed(&mut self, backend: &mut B, completion: Completion, payload: Payload);
-}
-
 impl Options {
-    /// What tests of single backends need.
+    /// Options for tests of single backends.
     #[cfg(test)]
     const SMALL: Options = Options {
         swap_buffer_size: 4096,
@@ -242,48 +212,48 @@ impl Options {
         restricted: false,
     };
 
-    /// The pool that these options ask for.
+    /// The pool with these options.
     fn pool(&self, waker: &Arc<Waker>) -> Pool {
         Pool::new(self.swap_buffer_size, self.swap_buffers, Arc::clone(waker))
     }
 }
 
-/// What a backend is built with.
+/// The options of a new backend.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Bytes in one swap buffer.
     pub swap_buffer_size: usize,
-    /// The most swap buffers there may be.
+    /// The greatest number of swap buffers.
     pub swap_buffers: usize,
-    /// How many operations one turn can start.
+    /// The number of operations that one turn can start.
     pub queue_depth: usize,
-    /// Whether the kernel is told to refuse what this library does not use.
+    /// Whether the kernel refuses all operations that this library does not use.
     pub restricted: bool,
 }
 
-/// A lane of a slot: where an operation runs, and what its completions are known by.
+/// A lane of a slot. It identifies an operation and its completions.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(u32);
+pub struct LaneId(u32);
 
-impl Place {
-    /// The most slots that have places.
+impl LaneId {
+    /// The number of slots that have lanes.
     pub const SLOTS_MAX: u32 = 1 << 30;
 
-    /// A direction of a connection.
-    #[inline(always)]
+    /// The lane of one direction of a connection.
+    #[inline]
     pub const fn new(slot: u32, lane: Lane) -> Self {
-        debug_assert!(slot < Place::SLOTS_MAX);
-        Place(slot << 1 | lane as u32)
+        debug_assert!(slot < LaneId::SLOTS_MAX);
+        LaneId(slot << 1 | lane as u32)
     }
 
-    /// The connection.
-    #[inline(always)]
+    /// The slot of the connection.
+    #[inline]
     pub const fn slot(self) -> u32 {
         self.0 >> 1
     }
 
-    /// The direction.
-    #[inline(always)]
+    /// The direction of the lane.
+    #[inline]
     pub const fn lane(self) -> Lane {
         if self.0 & 1 == 0 {
             Lane::Read
@@ -292,78 +262,79 @@ impl Place {
         }
     }
 
-    /// A small number that stands for it; under 2^31.
-    #[inline(always)]
+    /// The lane as a small number, below 2^31.
+    #[inline]
     pub const fn number(self) -> u32 {
         self.0
     }
 
-    /// The place of a number.
-    #[inline(always)]
+    /// The lane with this number.
+    #[inline]
     pub const fn from_number(number: u32) -> Self {
-        Place(number)
+        LaneId(number)
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for LaneId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} of slot {}", self.lane(), self.slot())
     }
 }
 
-/// One step of one operation. What it brings is handed out apart, by [`Backend::payload`]: most
-/// bring nothing, and the rest of it fits into two registers.
-#[derive(Clone, Copy, Debug)]
+/// The report that an operation, or one step of a stream, is complete.
+#[derive(Debug)]
 pub struct Completion {
-    /// Where it ran.
-    pub at: Place,
-    /// Whether further completions of this operation follow.
+    /// The lane of the operation.
+    pub at: LaneId,
+    /// Whether further completions of this operation follow. The lane is idle after the last one.
     pub more: bool,
-    /// Bytes transferred, or why it failed.
-    pub result: Result<u32, Errno>,
+    /// The outcome of the operation or the step.
+    pub outcome: Outcome,
 }
 
-const _: () = assert!(size_of::<Completion>() == 16);
-
-/// What a completion brings that was not there before.
-#[derive(Debug, Default)]
-pub enum Payload {
-    /// Nothing.
-    #[default]
-    None,
-    /// Bytes in a swap buffer.
-    Lease(SwapBuf),
-    /// An accepted connection.
-    Socket(OwnedFd),
+/// The outcome of an operation, or of one step of a stream.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The number of bytes that moved between the descriptor and the operation's buffer. For a
+    /// read, 0 means the end. An operation that moves no bytes always reports 0.
+    Done(u32),
+    /// Bytes were read into a swap buffer.
+    Leased(SwapBuf),
+    /// A connection was accepted.
+    Accepted(OwnedFd),
+    /// The system's error.
+    Failed(Errno),
 }
 
-/// The two directions of a socket. Accepting and readiness to read use `Read`; connecting and
-/// readiness to write use `Write`.
+/// The two directions of a socket. Accepting and waiting for readability use `Read`. Connecting and
+/// waiting for writability use `Write`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Lane {
-    /// Bytes or connections coming in.
+    /// Incoming bytes or connections.
     Read = 0,
-    /// Bytes or connections going out.
+    /// Outgoing bytes or connections.
     Write = 1,
 }
 
-/// An operation to start. What it needs is in its place's load.
+/// An operation to start. Its data is in the table of operation data, in the entry of its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Read once into a swap buffer.
     ReadSwap,
-    /// Read into swap buffers until the end, charged to the connection's account.
+    /// Read into swap buffers until the end. The leases are charged to the connection's account.
     ReadStream,
-    /// The same for as little as the system takes in one step, because others wait for buffers.
+    /// Like `ReadStream`, in the smallest steps that the system can take, because other connections
+    /// wait for buffers.
     ReadStep,
-    /// Read once, now or not at all, into a private buffer that is charged to the connection's account.
+    /// Read once into a private buffer, without waiting. The buffer is charged to the connection's
+    /// account.
     ReadPrivate,
-    /// Read once into the rest of a buffer.
+    /// Read once into the rest of the buffer.
     Read,
-    /// Write the rest of a buffer.
+    /// Write the rest of the buffer.
     Write,
-    /// Write the rest of a buffer and then several others, as one.
+    /// Write the rest of a first buffer and several others, or of a buffer in parts, as one transfer.
     WriteMany,
     /// Accept one connection.
     Accept,
@@ -371,77 +342,80 @@ pub enum Request {
     AcceptStream,
     /// Connect to the address.
     Connect,
-    /// Wait until the socket is ready, transfer nothing.
+    /// Wait until the socket is ready, and transfer nothing.
     Ready(Interest),
 }
 
-/// The most buffers of [`Request::WriteMany`].
+/// The greatest number of buffers of one [`Request::WriteMany`].
 pub const WRITES_MAX: usize = batch::Batch::LEN_MAX;
 
-/// What [`Request::Ready`] waits for.
+/// The readiness that `ready` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Interest {
-    /// A read would not block: data, the end, or an error.
+    /// A read would not block: there is data, the end, or an error.
     Readable,
     /// A write would not block, or would fail.
     Writable,
 }
 
-/// How a descriptor is read and written.
+/// The kind of a descriptor. It decides how the descriptor is read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketKind {
     /// A connected, or connectable, stream socket.
     Stream,
     /// A listening socket.
     Listener,
-    /// Not a socket, but it can be waited for: a pipe, a terminal, an `eventfd`.
+    /// A descriptor that is not a socket but can be waited for: a pipe, a terminal, an `eventfd`.
     Other,
 }
 
-/// How long [`Backend::wait`] may sleep.
+/// The limit of a sleep in [`Backend::wait`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// Not at all.
+    /// No sleep.
     Now,
-    /// To this time.
+    /// Until this time.
     Time(Instant),
-    /// Until something is complete.
+    /// Until an operation is complete.
     Done,
 }
 
-/// What swap reads could take without another lease coming back, roughly.
+/// The approximate room for swap reads before another lease comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwapRoom {
-    /// Bytes in swap buffers.
+    /// Free bytes in swap buffers.
     pub bytes: usize,
-    /// How many reads one turn can serve, however small they are.
+    /// The bytes of these that one turn can use.
+    pub at_hand: usize,
+    /// The number of reads that one turn can serve, however small they are.
     pub reads: usize,
 }
 
-/// System calls that a backend made, by kind.
+/// The system calls that a backend made, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Calls that wait: `io_uring_enter(2)`, `epoll_wait(2)`, `kevent(2)`.
     pub waits: u64,
-    /// Calls that read, where reading is not done by the ring.
+    /// Calls that read. Reads by the ring are not calls.
     pub reads: u64,
-    /// Calls that write, likewise.
+    /// Calls that write. Writes by the ring are not calls.
     pub writes: u64,
-    /// Calls that accept or connect, likewise.
+    /// Calls that accept or connect. Those by the ring are not calls.
     pub accepts: u64,
-    /// All others after the building: registrations, modes of descriptors, events.
+    /// All other calls since the backend was built: registrations, modes of descriptors, events.
     pub others: u64,
-    /// No calls: how often completions found the queue full and were kept aside by the kernel.
+    /// The number of times that completions found the queue full, so that the kernel kept them
+    /// aside. These are not calls.
     pub overflows: u64,
 }
 
 impl Counts {
-    /// All of them.
+    /// The number of all calls.
     pub fn sum(&self) -> u64 {
         self.waits + self.reads + self.writes + self.accepts + self.others
     }
 
-    /// Switches non-blocking mode on or off, and counts the calls; returns whether it was on.
+    /// Switches non-blocking mode on or off, and counts the calls. Returns whether it was on.
     pub(crate) fn set_nonblocking(&mut self, fd: impl AsRawFd, on: bool) -> Result<bool, Errno> {
         self.others += 1;
         let was_on = sys::set_nonblocking(fd, on)?;
@@ -451,32 +425,49 @@ impl Counts {
 }
 
 impl SwapRoom {
-    /// Room that reads fill one behind the other, however many they are.
+    /// Room that reads fill densely, however many they are.
     pub(crate) fn packed(bytes: usize) -> Self {
         SwapRoom {
             bytes,
+            at_hand: bytes,
             reads: usize::MAX,
         }
     }
 }
 
 impl Completion {
-    /// The last completion of an operation.
+    /// The last completion of an operation that brings no lease and no socket.
     #[inline]
-    pub fn last(at: Place, result: Result<u32, Errno>) -> Self {
+    pub fn last(at: LaneId, result: Result<u32, Errno>) -> Self {
         Completion {
             at,
             more: false,
-            result,
+            outcome: match result {
+                Ok(len) => Outcome::Done(len),
+                Err(errno) => Outcome::Failed(errno),
+            },
         }
     }
-}
 
-impl Payload {
-    /// Takes what there is and leaves nothing.
+    /// A completion that brings bytes in a swap buffer.
     #[inline]
-    pub(crate) fn take(&mut self) -> Payload {
-        std::mem::take(self)
+    pub(crate) fn leased(at: LaneId, more: bool, lease: SwapBuf) -> Self {
+        Completion {
+            at,
+            more,
+            outcome: Outcome::Leased(lease),
+        }
+    }
+
+    /// The number of bytes transferred, or the error.
+    #[cfg(test)]
+    fn result(&self) -> Result<u32, Errno> {
+        match &self.outcome {
+            Outcome::Done(len) => Ok(*len),
+            Outcome::Leased(lease) => Ok(lease.len() as u32),
+            Outcome::Accepted(_) => Ok(0),
+            Outcome::Failed(errno) => Err(*errno),
+        }
     }
 }
 

@@ -1,19 +1,19 @@
-//! Texts that errors quote. An error is eight bytes and `Copy`, so it carries a number that stands for a
-//! text, which is kept here for as long as the process lives.
+//! Texts that errors quote. An error is eight bytes and `Copy`, so it carries a number in place of
+//! a text. The text is kept here as long as the process lives.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Texts that are kept at most, and how long they may be: a program that asks with ever other names
-/// does not fill the memory.
+/// The greatest number of texts kept, and their greatest length. So a program that asks with ever
+/// other names does not fill the memory.
 const COUNT_MAX: usize = 64;
 const CHARS_MAX: usize = 64;
 
-/// What stands for a text that was not kept.
+/// The number of every text that was not kept.
 const NOT_KEPT: i32 = i32::MIN;
 
 static TEXTS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
-/// Keeps a text. What stands for it is below zero, as no system's error number is.
+/// Keeps a text. Its number is below zero, unlike the system's error numbers.
 pub(crate) fn keep(text: &str) -> i32 {
     let text: String = text.chars().take(CHARS_MAX).collect();
     let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -28,7 +28,7 @@ pub(crate) fn keep(text: &str) -> i32 {
     -1 - index as i32
 }
 
-/// The text that a number stands for, if it was kept.
+/// The text with this number, if it was kept.
 pub(crate) fn find(number: i32) -> Option<&'static str> {
     let index = usize::try_from(-1 - i64::from(number)).ok()?;
     let texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);

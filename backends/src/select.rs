@@ -1,61 +1,99 @@
-//! Which backends this build has, which one this machine gets, and why not the others.
+//! The choice of a backend: the backends of this build, the best one that works on this machine,
+//! and the reasons against the others.
 //!
-//! The one place that lists the backends: `PREFERENCE`, `build_one`, and [`Selected`].
+//! All backends are listed here and nowhere else: in `PREFERENCE`, `build_one`, and [`Selected`].
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::net::Shutdown;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
 
 use crate::emulated::Emulated;
 #[cfg(gaio_epoll)]
 use crate::emulated::epoll::Epoll;
 #[cfg(gaio_kqueue)]
 use crate::emulated::kqueue::Kqueue;
-use crate::error::{Doing, Errno, Error, ErrorKind, Refusal, Result};
+use crate::error::{Errno, Error, ErrorContext, ErrorKind, Result, SetupError};
 #[cfg(feature = "sim")]
 use crate::sim::{Sim, World};
 #[cfg(gaio_uring)]
 use crate::uring::Uring;
-use crate::{Backend, Options};
+use crate::{
+    Backend, Completion, Counts, LaneId, OpTableView, Options, Pool, Request, SocketKind, SwapRoom,
+    Until, Waker,
+};
 
 /// The environment variable that overrides [`Choice::Auto`].
-pub const ENVIRONMENT: &str = "GAIO_BACKEND";
+pub(crate) const ENVIRONMENT: &str = "GAIO_BACKEND";
 
-/// From the most wanted to the least.
+/// The backends, best first.
 const PREFERENCE: &[BackendKind] = &[
     BackendKind::IoUring,
     BackendKind::Epoll,
     BackendKind::Kqueue,
 ];
 
-/// The backends there are.
+/// The backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendKind {
-    /// Linux 6.0 and later: the kernel does the reads and writes.
+    /// io_uring, on Linux 6.0 and later: the kernel does the reads and writes.
     IoUring,
-    /// Linux: the library does them when the kernel says that they will not block.
+    /// epoll, on Linux: the library does the reads and writes, when the kernel says that they will
+    /// not block.
     Epoll,
-    /// The BSDs and macOS: likewise.
+    /// kqueue, on the BSDs and macOS: the library does the reads and writes, as with epoll.
     Kqueue,
-    /// Simulated.
+    /// The simulated kernel.
     #[cfg(feature = "sim")]
     #[doc(hidden)]
     Sim,
 }
 
-/// Which backend to use.
+/// The choice of a backend.
+///
+/// ```
+/// use gaio::{BackendKind, Choice, Watcher};
+///
+/// # fn main() -> gaio::Result<()> {
+/// let only = Choice::Only(BackendKind::Epoll);
+/// match Watcher::<()>::builder().backend(only).build() {
+///     Ok(watcher) => assert_eq!(watcher.backend().kind(), BackendKind::Epoll),
+///     Err(error) => println!("{error}"), // not on this system
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Choice {
-    /// The best one that works here, or what `GAIO_BACKEND` in the environment names
+    /// The best one that works on this machine, or the one that `GAIO_BACKEND` in the environment names
     /// (`io_uring`, `epoll`, `kqueue`).
     #[default]
     Auto,
-    /// This one or an error; the environment is not asked.
+    /// This one, or an error. The environment is ignored.
     Only(BackendKind),
 }
 
-/// What was chosen, with which features, and what was declined.
+/// The backend in use, the kernel's features that it uses, and the better backends that were declined.
+/// The text is one line: log it.
+///
+/// ```
+/// use gaio::{BackendKind, Watcher};
+///
+/// # fn main() -> gaio::Result<()> {
+/// let watcher = Watcher::<()>::new()?;
+/// let backend = watcher.backend();
+/// println!("backend={backend}");
+/// if backend.kind() != BackendKind::IoUring {
+///     for declined in backend.declined() {
+///         eprintln!("{declined}"); // the reason, and what to do
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct BackendInfo {
     kind: BackendKind,
@@ -63,7 +101,7 @@ pub struct BackendInfo {
     declined: Vec<Declined>,
 }
 
-/// A backend that was tried, or ruled out, and why.
+/// A backend that this machine refused, and the reason. The text also says what to do.
 #[derive(Clone, Debug)]
 pub struct Declined {
     kind: BackendKind,
@@ -72,18 +110,22 @@ pub struct Declined {
     advice: &'static str,
 }
 
-/// The backend that was chosen. In place: there is one a watcher, and a box would be one more thing to
-/// follow in every call.
+/// The chosen backend.
+#[derive(Debug)]
+pub struct Selected(Kind);
+
+/// The variants are stored in place: a watcher has only one, and a box would add an indirection to
+/// every call.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)]
-pub enum Selected {
-    /// The native one.
+enum Kind {
+    /// The native backend.
     #[cfg(gaio_uring)]
     Uring(Uring),
-    /// The emulated one, over epoll.
+    /// The emulated backend over epoll.
     #[cfg(gaio_epoll)]
     Epoll(Emulated<Epoll>),
-    /// The emulated one, over kqueue.
+    /// The emulated backend over kqueue.
     #[cfg(gaio_kqueue)]
     Kqueue(Emulated<Kqueue>),
     /// A kernel in memory.
@@ -94,8 +136,8 @@ pub enum Selected {
 /// Builds the backend that `choice` and the environment ask for.
 ///
 /// # Errors
-/// `Unsupported` if the build lacks it, or the name in the environment is none; otherwise what
-/// the system said to the last one tried.
+/// `Unsupported` if the build or the machine lacks the one backend that is asked for, or if the
+/// environment names none; otherwise the system's error for the last backend tried.
 pub fn select(choice: Choice, options: &Options) -> Result<(Selected, BackendInfo)> {
     let only = match choice {
         Choice::Only(kind) => Some(kind),
@@ -115,77 +157,79 @@ pub fn select(choice: Choice, options: &Options) -> Result<(Selected, BackendInf
                 };
                 return Ok((selected, info));
             }
-            Err(Refused::NotBuilt) => {}
-            Err(Refused::ByMachine(refusal)) => declined.push(Declined {
+            Err(Unavailable::NotBuilt) => {}
+            Err(Unavailable::Refused(error)) => declined.push(Declined {
                 kind,
-                error: Error::os(Doing::ChooseBackend, refusal.errno),
-                step: refusal.step,
-                advice: refusal.advice,
+                error: ErrorContext::ChooseBackend.os_error(error.errno),
+                step: error.step,
+                advice: error.advice,
             }),
         }
     }
-    let unsupported = Error::new(Doing::ChooseBackend, ErrorKind::Unsupported);
+    let unsupported = ErrorContext::ChooseBackend.error(ErrorKind::Unsupported);
     Err(match declined.last() {
         Some(last) => last.error.raw_os_error().map_or(unsupported, |errno| {
             if only.is_some() {
-                unsupported.with_errno(Errno(errno))
+                ErrorContext::refused_backend(Errno(errno))
             } else {
-                Error::os(Doing::Build, Errno(errno))
+                ErrorContext::Build.os_error(Errno(errno))
             }
         }),
         None => unsupported,
     })
 }
 
-/// A simulated backend in this world.
+/// Builds a simulated backend in this world.
 ///
 /// # Errors
 /// The real system refuses a descriptor for the waker.
 #[cfg(feature = "sim")]
 pub fn simulate(world: World, options: &Options) -> Result<(Selected, BackendInfo)> {
-    let sim = Sim::new(world, options).map_err(|refusal| Error::os(Doing::Build, refusal.errno))?;
+    let sim =
+        Sim::new(world, options).map_err(|error| ErrorContext::Build.os_error(error.errno))?;
     let info = BackendInfo {
         kind: BackendKind::Sim,
         features: Vec::new(),
         declined: Vec::new(),
     };
-    Ok((Selected::Sim(sim), info))
+    Ok((Selected(Kind::Sim(sim)), info))
 }
 
-enum Refused {
-    /// This target has no such backend.
+enum Unavailable {
+    /// The build has no such backend.
     NotBuilt,
-    ByMachine(Refusal),
+    /// The machine refuses the backend.
+    Refused(SetupError),
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Refused::ByMachine(refusal)
+impl From<SetupError> for Unavailable {
+    fn from(error: SetupError) -> Self {
+        Unavailable::Refused(error)
     }
 }
 
 fn build_one(
     kind: BackendKind,
     options: &Options,
-) -> Result<(Selected, Vec<&'static str>), Refused> {
+) -> Result<(Selected, Vec<&'static str>), Unavailable> {
     match kind {
         #[cfg(gaio_uring)]
         BackendKind::IoUring => {
             let (uring, features) = Uring::new(options)?;
-            Ok((Selected::Uring(uring), features))
+            Ok((Selected(Kind::Uring(uring)), features))
         }
         #[cfg(gaio_epoll)]
         BackendKind::Epoll => {
             let emulated = Emulated::<Epoll>::new(options)?;
-            Ok((Selected::Epoll(emulated), vec!["edge-triggered"]))
+            Ok((Selected(Kind::Epoll(emulated)), vec!["edge-triggered"]))
         }
         #[cfg(gaio_kqueue)]
         BackendKind::Kqueue => {
             let emulated = Emulated::<Kqueue>::new(options)?;
-            Ok((Selected::Kqueue(emulated), vec!["edge-triggered"]))
+            Ok((Selected(Kind::Kqueue(emulated)), vec!["edge-triggered"]))
         }
-        #[allow(unreachable_patterns)] // All are built on some targets.
-        _ => Err(Refused::NotBuilt),
+        #[allow(unreachable_patterns)] // Some targets build all backends.
+        _ => Err(Unavailable::NotBuilt),
     }
 }
 
@@ -198,12 +242,12 @@ fn from_environment() -> Result<Option<BackendKind>> {
             .copied()
             .find(|kind| kind.name() == name)
             .map(Some)
-            .ok_or_else(|| Error::unknown_backend(name)),
+            .ok_or_else(|| ErrorContext::unknown_backend(name)),
     }
 }
 
 impl BackendKind {
-    /// The name used in texts and in the environment.
+    /// The name that texts and the environment use.
     pub fn name(self) -> &'static str {
         match self {
             BackendKind::IoUring => "io_uring",
@@ -222,12 +266,12 @@ impl fmt::Display for BackendKind {
 }
 
 impl BackendInfo {
-    /// Which backend it is.
+    /// The kind of the backend in use.
     pub fn kind(&self) -> BackendKind {
         self.kind
     }
 
-    /// What of the kernel's optional features is in use.
+    /// The optional features of the kernel that are in use.
     pub fn features(&self) -> &[&'static str] {
         &self.features
     }
@@ -256,7 +300,7 @@ impl Declined {
         self.kind
     }
 
-    /// What the system said.
+    /// The system's error.
     pub fn error(&self) -> Error {
         self.error
     }
@@ -276,50 +320,117 @@ impl fmt::Display for Declined {
     }
 }
 
-/// Something to do with whichever backend it is, compiled for each of them.
-pub trait Task {
-    /// What comes of it.
-    type Output;
-
-    /// Does it.
-    fn run<B: Backend>(self, backend: &mut B) -> Self::Output;
-}
-
-/// Does the same with whichever backend it is.
+/// Evaluates one expression with the backend of any variant.
 macro_rules! whichever {
-    ($self:expr, $backend:ident => $what:expr) => {
-        match $self {
+    ($kind:expr, $backend:ident => $what:expr) => {
+        match $kind {
             #[cfg(gaio_uring)]
-            Selected::Uring($backend) => $what,
+            Kind::Uring($backend) => $what,
             #[cfg(gaio_epoll)]
-            Selected::Epoll($backend) => $what,
+            Kind::Epoll($backend) => $what,
             #[cfg(gaio_kqueue)]
-            Selected::Kqueue($backend) => $what,
+            Kind::Kqueue($backend) => $what,
             #[cfg(feature = "sim")]
-            Selected::Sim($backend) => $what,
+            Kind::Sim($backend) => $what,
         }
     };
 }
 
-impl Selected {
-    /// Does many things at once with the backend, without asking at each which it is.
+impl crate::sealed::Backend for Selected {}
+
+/// Forwards each call to the chosen backend.
+impl Backend for Selected {
+    fn attach(
+        &mut self,
+        slot: u32,
+        socket: OwnedFd,
+        kind: SocketKind,
+    ) -> Result<(), (Errno, OwnedFd)> {
+        whichever!(&mut self.0, backend => backend.attach(slot, socket, kind))
+    }
+
+    fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
+        whichever!(&mut self.0, backend => backend.detach(slot))
+    }
+
+    fn release(&mut self, slot: u32) -> Option<OwnedFd> {
+        whichever!(&mut self.0, backend => backend.release(slot))
+    }
+
+    fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        whichever!(&self.0, backend => backend.socket(slot))
+    }
+
+    fn room(&self) -> usize {
+        whichever!(&self.0, backend => backend.room())
+    }
+
     #[inline]
-    pub fn run<T: Task>(&mut self, task: T) -> T::Output {
-        whichever!(self, backend => task.run(backend))
+    fn op_table(&mut self) -> OpTableView<'_> {
+        whichever!(&mut self.0, backend => backend.op_table())
     }
-}
 
-impl Deref for Selected {
-    type Target = dyn Backend;
-
-    fn deref(&self) -> &Self::Target {
-        whichever!(self, backend => backend)
+    fn unwritten(&self, at: LaneId) -> usize {
+        whichever!(&self.0, backend => backend.unwritten(at))
     }
-}
 
-impl DerefMut for Selected {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        whichever!(self, backend => backend)
+    #[inline]
+    fn start(&mut self, at: LaneId, request: Request) -> Option<Completion> {
+        whichever!(&mut self.0, backend => backend.start(at, request))
+    }
+
+    fn cancel(&mut self, at: LaneId, last_try: bool) {
+        whichever!(&mut self.0, backend => backend.cancel(at, last_try))
+    }
+
+    fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
+        whichever!(&mut self.0, backend => backend.shutdown(slot, how))
+    }
+
+    fn bind(&mut self) -> Result<(), Errno> {
+        whichever!(&mut self.0, backend => backend.bind())
+    }
+
+    fn wait(&mut self, until: Until) -> Result<(), Errno> {
+        whichever!(&mut self.0, backend => backend.wait(until))
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Completion> {
+        whichever!(&mut self.0, backend => backend.next())
+    }
+
+    fn has_work(&mut self) -> bool {
+        whichever!(&mut self.0, backend => backend.has_work())
+    }
+
+    fn readiness(&mut self) -> Result<OwnedFd, Errno> {
+        whichever!(&mut self.0, backend => backend.readiness())
+    }
+
+    fn arm(&mut self, at: Option<Instant>) {
+        whichever!(&mut self.0, backend => backend.arm(at))
+    }
+
+    fn now(&self) -> Instant {
+        whichever!(&self.0, backend => backend.now())
+    }
+
+    fn waker(&self) -> &Arc<Waker> {
+        whichever!(&self.0, backend => backend.waker())
+    }
+
+    #[inline]
+    fn pool(&self) -> &Pool {
+        whichever!(&self.0, backend => backend.pool())
+    }
+
+    fn swap_room(&mut self) -> SwapRoom {
+        whichever!(&mut self.0, backend => backend.swap_room())
+    }
+
+    fn counts(&self) -> &Counts {
+        whichever!(&self.0, backend => backend.counts())
     }
 }
 
@@ -329,7 +440,7 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_told_the_known_ones() {
-        let text = Error::unknown_backend("iouring").to_string();
+        let text = ErrorContext::unknown_backend("iouring").to_string();
         for kind in PREFERENCE {
             assert!(text.contains(kind.name()), "{text}");
         }

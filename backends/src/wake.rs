@@ -1,5 +1,5 @@
-//! Waking a watcher that sleeps in its kernel call, from any thread, and for nothing when it
-//! does not sleep: the flag decides who pays for a system call.
+//! Wakes a watcher that sleeps in its kernel call, from any thread. A flag says whether it sleeps,
+//! so that a wake-up costs a system call only then.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -7,25 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crate::error::Errno;
-use crate::process::Process;
 #[cfg(gaio_epoll)]
 use crate::sys;
+use crate::sys::Process;
 
-/// What a system has to end the sleep of another thread.
-pub trait Bell: fmt::Debug + Send + Sync {
-    /// Ends the sleep, present or next. A second ring before the owner woke up may be lost.
-    fn ring(&self);
+/// A system's means to end the sleep of another thread.
+pub trait Notifier: fmt::Debug + Send + Sync {
+    /// Ends the sleep, present or next. A second call before the owner woke up may be lost.
+    fn notify(&self);
 
-    /// What becomes readable.
+    /// The descriptor that becomes readable.
     fn descriptor(&self) -> BorrowedFd<'_>;
 }
 
-/// The wake-up of one watcher. A wake sticks: one that comes before the sleep ends the sleep.
+/// The wake-up of one watcher. It is not lost if it comes before the sleep: it ends the next sleep
+/// then.
 #[derive(Debug)]
 pub struct Waker {
     asleep: AtomicBool,
-    bell: Arc<dyn Bell>,
-    /// Whose watcher it wakes.
+    notifier: Arc<dyn Notifier>,
+    /// The process that built the watcher.
     process: Process,
     sent: AtomicU64,
     elided: AtomicU64,
@@ -35,50 +36,52 @@ impl Waker {
     /// A waker with an `eventfd(2)` behind it.
     #[cfg(gaio_epoll)]
     pub fn new() -> Result<Self, Errno> {
-        Waker::with(Arc::new(sys::EventBell::new()?))
+        Waker::with(Arc::new(sys::EventNotifier::new()?))
     }
 
-    /// A waker that rings this bell.
-    pub(crate) fn with(bell: Arc<dyn Bell>) -> Result<Self, Errno> {
+    /// A waker with this notifier behind it.
+    pub(crate) fn with(notifier: Arc<dyn Notifier>) -> Result<Self, Errno> {
         Ok(Waker {
             asleep: AtomicBool::new(false),
-            bell,
+            notifier,
             process: Process::current()?,
             sent: AtomicU64::new(0),
             elided: AtomicU64::new(0),
         })
     }
 
-    /// The process in which the watcher was built. In a child of it nothing may be touched that the
-    /// two share, nor a lock be taken: another thread of the parent may have held it at the fork.
+    /// The process that built the watcher. Its children must not touch anything that they share
+    /// with it. They must not take a lock either: another thread of the parent may have held it at
+    /// the fork.
     #[inline]
     pub fn process(&self) -> Process {
         self.process
     }
 
-    /// Ends the owner's sleep, present or about to begin. What was published before this call
-    /// is seen by the owner after its wake-up.
+    /// Ends the owner's sleep, present or about to begin. After its wake-up, the owner sees
+    /// everything that was published before this call.
     pub fn wake(&self) {
-        // Pairs with the fence in `sleep`: either the owner sees what the caller published, or
-        // the caller sees the owner's flag.
+        // Pairs with the fence in `sleep`. Either the owner sees the caller's publication, or the
+        // caller sees the owner's flag.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.sent.fetch_add(1, Ordering::Relaxed);
             if self.process.is_current() {
-                self.bell.ring();
+                self.notifier.notify();
             }
         } else {
             self.elided.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The owner is about to sleep. It must look for work once more after this call.
+    /// Declares that the owner is about to sleep. It must look for work once more after this call.
     pub fn sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `wake`.
         fence(Ordering::SeqCst);
     }
 
-    /// The owner runs again; wake-ups are free until the next [`sleep`](Waker::sleep).
+    /// Declares that the owner is awake. Wake-ups are free until the next [`sleep`](Waker::sleep).
     #[inline]
     pub fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
@@ -86,10 +89,10 @@ impl Waker {
 
     /// The descriptor that becomes readable when a wake-up is sent.
     pub fn event(&self) -> BorrowedFd<'_> {
-        self.bell.descriptor()
+        self.notifier.descriptor()
     }
 
-    /// Wake-ups sent and elided so far.
+    /// The numbers of wake-ups sent and elided so far.
     pub fn counts(&self) -> (u64, u64) {
         (
             self.sent.load(Ordering::Relaxed),

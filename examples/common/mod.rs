@@ -13,10 +13,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::thread;
 
-use gaio::{BackendInfo, BackendKind, Choice, Conn, OpResult};
+use gaio::{BackendInfo, BackendKind, Choice, Conn, ListenOptions, OpResult};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use socket2::{Domain, Socket, Type};
 
 /// The name of the example.
 const NAME: &str = env!("CARGO_BIN_NAME");
@@ -77,17 +76,8 @@ pub fn at_least_one<T: TryFrom<usize>>(text: &str) -> Result<T, String> {
 
 /// A listening socket. With `share_port`, others may listen on the same address.
 pub fn listen(addr: SocketAddr, share_port: bool) -> Fallible<TcpListener> {
-    let listen = || -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(share_port)?;
-        // Accepted connections inherit it: one system call less for each.
-        socket.set_tcp_nodelay(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(4096)?;
-        Ok(socket.into())
-    };
-    listen().map_err(|error| format!("cannot listen on {addr}: {error}").into())
+    let listener = ListenOptions::new().reuse_port(share_port).bind(addr);
+    listener.map_err(|error| format!("cannot listen on {addr}: {error}").into())
 }
 
 /// The first line on stdout, flushed: whoever started the server may wait for it.

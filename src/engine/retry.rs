@@ -1,39 +1,46 @@
-//! Requests that try again after a time, since nothing tells when it is worth it: listeners that ran
-//! out of descriptors, connects to a full backlog, writes for which the system had no memory.
+//! Requests that are tried again after a while, because no event tells when they would succeed:
+//! listeners that ran out of descriptors, connects to a full backlog, writes for which the system had
+//! no memory.
 //!
-//! Each waits twice as long after every attempt. All together they get a few attempts a turn, and a
-//! pause after any that failed. So a turn costs the same however many wait.
+//! The wait of each doubles with every attempt. A turn makes a limited number of attempts, and after a
+//! failed one there is a pause for all. So the cost of a turn does not depend on the number of requests
+//! that wait.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Lane, Place};
+use gaio_backends::{Backend, Lane, LaneId};
 
 use super::Engine;
-use crate::conn_table::Stage;
+use crate::conn_state::Stage;
 
-/// How long a request waits after its first attempt.
+/// The wait after the first attempt.
 const DELAY_MIN: Duration = Duration::from_millis(2);
-/// How often that doubles: to 64 ms.
+/// The most doublings of that wait: up to 64 ms.
 const DOUBLINGS_MAX: u8 = 5;
 /// The most attempts in one turn.
 const ATTEMPTS_MAX: usize = 32;
-/// No attempts for so long after one that failed.
+/// The pause of all attempts after one that failed.
 const PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Retries {
-    /// When which lane tries again. An entry counts only if its lane says that it waits: one whose
-    /// request has ended stays behind until its time.
-    due: BinaryHeap<Reverse<(Instant, Place)>>,
-    /// Those of them that wait for a descriptor.
-    listeners: BTreeSet<Place>,
+    /// The lanes, by the time of their next attempt. An entry counts only while its lane is waiting to
+    /// retry: the entry of a request that has ended stays behind until its time.
+    due: BinaryHeap<Reverse<(Instant, LaneId)>>,
+    /// The lanes among them that wait for a descriptor.
+    listeners: BTreeSet<LaneId>,
     pause: Option<Instant>,
 }
 
 impl Retries {
-    /// When the next attempt is due.
+    /// Whether any lane waits for its next attempt.
+    pub(super) fn has_any(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// The time of the next attempt.
     pub(super) fn next(&self) -> Option<Instant> {
         let Reverse((first, _)) = self.due.peek()?;
         Some(self.pause.map_or(*first, |pause| pause.max(*first)))
@@ -41,19 +48,19 @@ impl Retries {
 }
 
 impl<C> Engine<C> {
-    /// The first request of a lane is tried again, later each time.
+    /// Tries the first request of a lane again, after a longer wait each time.
     #[cold]
-    pub(super) fn retry_later(&mut self, backend: &dyn Backend, at: Place) {
+    pub(super) fn retry_later(&mut self, at: LaneId) {
         let Some(lane) = self.conns.lane_mut(at) else {
             return;
         };
         if lane.stage != Stage::None {
             return;
         }
-        lane.stage = Stage::Retrying;
+        lane.stage = Stage::WaitingToRetry;
         let doublings = lane.tries.min(DOUBLINGS_MAX);
         lane.tries = doublings + 1;
-        let now = backend.now();
+        let now = self.backend.now();
         let again = now + DELAY_MIN * (1 << doublings);
         self.retries.pause = Some(now + PAUSE);
         self.retries.due.push(Reverse((again, at)));
@@ -62,12 +69,12 @@ impl<C> Engine<C> {
         }
     }
 
-    /// Lets those try again whose time has come, the first of them.
-    pub(super) fn retry_due(&mut self, backend: &dyn Backend) {
+    /// Starts lanes whose time has come, a limited number of them.
+    pub(super) fn retry_due(&mut self) {
         let Some(next) = self.retries.next() else {
             return;
         };
-        let now = backend.now();
+        let now = self.backend.now();
         if next > now {
             return;
         }
@@ -89,10 +96,10 @@ impl<C> Engine<C> {
         }
     }
 
-    fn retry(&mut self, at: Place) {
+    fn retry(&mut self, at: LaneId) {
         self.retries.listeners.remove(&at);
         if let Some(lane) = self.conns.lane_mut(at)
-            && lane.stage == Stage::Retrying
+            && lane.stage == Stage::WaitingToRetry
         {
             lane.stage = Stage::None;
             self.mark_dirty(at);
@@ -111,7 +118,7 @@ mod tests {
         let mut retries = Retries::default();
         assert_eq!(retries.next(), None);
         for (slot, at) in [(0, 64), (1, 2), (2, 16)] {
-            let at = (ms(at), Place::new(slot, Lane::Write));
+            let at = (ms(at), LaneId::new(slot, Lane::Write));
             retries.due.push(Reverse(at));
         }
         for (pause, next) in [(None, 2), (Some(1), 2), (Some(3), 3), (Some(70), 70)] {

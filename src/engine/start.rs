@@ -1,150 +1,113 @@
-//! Handing requests to the backend: the first of each lane that is idle; neighbouring writes
-//! together, in one vectored call.
+//! Hands requests to the backend: the first one of each idle lane.
 
-use gaio_backends::{Backend, Error, Lane, Place, Request, WRITES_MAX, is_overgrown};
+use gaio_backends::{Backend, LaneId, Request, is_overgrown};
 
 use super::Engine;
-use crate::conn_table::{Phase, Stage};
-use crate::request::{Key, What};
+use crate::conn_state::{Phase, Stage};
+use crate::request::{Key, RequestKind};
 
 impl<C> Engine<C> {
-    /// Starts what can be started, as far as the backend has room.
-    #[inline]
-    pub(crate) fn start_dirty<B: Backend>(&mut self, backend: &mut B) {
+    /// Starts the dirty lanes, as far as the backend has room. Lanes that become dirty meanwhile are
+    /// left to the next round, so that this one ends.
+    pub(crate) fn start_dirty(&mut self) {
         if self.dirty.is_empty() {
-            self.crowded = self.has_starved();
             return;
         }
-        let room = backend.room();
-        let mut started = 0;
-        while started < room
-            && let Some(&at) = self.dirty.get(started)
-        {
-            self.start_lane(backend, at);
-            started += 1;
+        let count = self.dirty.len().min(self.backend.room());
+        for index in 0..count {
+            self.start_first(self.dirty[index]);
         }
-        if started == self.dirty.len() {
-            self.dirty.clear();
-            if is_overgrown(started, self.dirty.capacity()) {
-                self.dirty = Vec::new();
-            }
-        } else {
-            self.dirty.drain(..started);
+        if count < self.dirty.len() {
+            self.dirty.drain(..count);
+            return;
         }
-        self.crowded = !self.dirty.is_empty() || self.has_starved();
+        self.dirty.clear();
+        if is_overgrown(count, self.dirty.capacity()) {
+            self.dirty = Vec::new();
+        }
     }
 
-    #[inline(always)]
-    fn start_lane<B: Backend>(&mut self, backend: &mut B, at: Place) {
-        if at.lane() == Lane::Write
-            && let Some(state) = self.conns.get_mut(at.slot())
-        {
-            let phase = state.phase;
-            let lane = state.lane_mut(Lane::Write);
-            if let Some(first) = &lane.first
-                && (first.what, first.end) == (What::Write, None)
-                && (lane.stage, phase) == (Stage::Dirty, Phase::Open)
-                && lane.in_flight == 0
-                && !lane.has_more()
-            {
-                // By itself, and so the most frequent of all, in a form that can be inlined.
-                lane.stage = Stage::None;
-                lane.in_flight = 1;
-                let at = Place::new(at.slot(), Lane::Write);
-                if let Some((buffer, size)) = backend.start_write(at) {
-                    self.counts.completions += 1;
-                    self.finish_write(backend, at, buffer, size);
-                }
-                return;
-            }
-        }
-        self.start_any(backend, at);
-    }
-
-    fn start_any(&mut self, backend: &mut dyn Backend, at: Place) {
+    /// Starts the first request of a lane that was marked as dirty, unless it has to wait.
+    #[inline]
+    fn start_first(&mut self, at: LaneId) {
         let Some(state) = self.conns.get_mut(at.slot()) else {
             return;
         };
         let phase = state.phase;
         let lane = state.lane_mut(at.lane());
-        if matches!(lane.stage, Stage::Starved | Stage::Paused | Stage::Retrying) {
+        if matches!(
+            lane.stage,
+            Stage::WaitingForBuffer
+                | Stage::WaitingForLeases
+                | Stage::WaitingToRetry
+                | Stage::WaitingForProgram
+        ) {
             return;
         }
-        let served = std::mem::replace(&mut lane.stage, Stage::None) == Stage::Served;
+        let stage = std::mem::replace(&mut lane.stage, Stage::None);
         if !phase.is_open() || lane.in_flight > 0 {
             return;
         }
         let Some(first) = &lane.first else {
             return;
         };
-        let (what, end, has_more) = (first.what, first.end, lane.has_more());
-        let private = lane.private;
-        if phase == Phase::Connecting && what != What::Connect {
+        let (kind, end) = (first.kind, first.end);
+        let (private, has_more) = (lane.private, lane.has_more());
+        let overdue = stage == Stage::Overdue && self.try_overdue(at);
+        let granted = overdue || stage == Stage::BufferGranted;
+        if let Some(why) = end {
+            let error = kind.error_context().error(why);
+            return self.finish(Key::first(at), Some(error));
+        }
+        if phase == Phase::Connecting && kind != RequestKind::Connect {
             return;
         }
-        if let Some(why) = end {
-            let error = Error::new(what.doing(), why);
-            return self.finish(backend, Key::first(at), Some(error));
-        }
-        let request = match what {
-            What::ReadSwap | What::ReadStream if private => Request::ReadPrivate,
-            What::ReadSwap | What::ReadStream
-                if self.must_queue_for_buffer(backend, at, served) =>
+        let request = match kind {
+            RequestKind::ReadSwap | RequestKind::ReadStream if private => Request::ReadPrivate,
+            RequestKind::ReadSwap | RequestKind::ReadStream
+                if self.reads_wait_for_buffer() && self.must_queue_for_buffer(at, granted) =>
             {
                 return;
             }
-            What::ReadSwap => Request::ReadSwap,
-            What::Write if has_more => return self.start_writes(backend, at),
-            What::Write => Request::Write,
-            What::ReadStream if self.takes_turns() => Request::ReadStep,
-            What::ReadStream => Request::ReadStream,
-            What::Read | What::ReadFull => Request::Read,
-            What::Accept => Request::AcceptStream,
-            What::AcceptOne => Request::Accept,
-            What::Connect => Request::Connect,
-            What::Ready(interest) => Request::Ready(interest),
-            What::Shutdown(how) => {
-                let result = backend.shutdown(at.slot(), how);
-                return self.finish_with(backend, at, result.map(|()| 0));
+            RequestKind::ReadSwap => Request::ReadSwap,
+            RequestKind::ReadStream if self.takes_turns() => Request::ReadStep,
+            RequestKind::ReadStream => Request::ReadStream,
+            RequestKind::Read | RequestKind::ReadFull => Request::Read,
+            RequestKind::Write if has_more => return self.start_writes(at),
+            RequestKind::Write => Request::Write,
+            RequestKind::SendFile => return self.start_file(at),
+            RequestKind::WriteParts => {
+                self.backend.op_table().prepare_parts(at);
+                Request::WriteMany
             }
-            // Timers are in no lane.
-            What::Timer => return,
+            RequestKind::Accept | RequestKind::AcceptOne => match self.accept_operation(at, kind) {
+                Some(request) => request,
+                None => return,
+            },
+            RequestKind::Connect => Request::Connect,
+            RequestKind::Ready(interest) => Request::Ready(interest),
+            RequestKind::EmptyWrite => return self.finish_with_result(at, Ok(0)),
+            RequestKind::Shutdown(how) => {
+                let result = self.backend.shutdown(at.slot(), how);
+                return self.finish_with_result(at, result.map(|()| 0));
+            }
+            RequestKind::Timer => {
+                debug_assert!(false, "timers are in no lane");
+                return;
+            }
         };
-        self.launch(at);
-        backend.start(at, request);
+        self.start(at, request, 1);
     }
 
-    /// A write with something behind it: what are writes, too, goes together with it.
-    fn start_writes(&mut self, backend: &mut dyn Backend, at: Place) {
-        let (first, done) = backend.loads().take_buffer(at);
-        let gathered = &mut self.gathered;
-        gathered.clear();
-        gathered.push(first);
-        self.conns.walk(at, |_, queued| {
-            queued.in_flight = queued.pending.what == What::Write && gathered.len() < WRITES_MAX;
-            if queued.in_flight {
-                gathered.push(std::mem::take(&mut queued.load).into_buffer());
-            }
-            queued.in_flight
-        });
-        let count = gathered.len();
+    /// Hands the backend one operation for the first `count` requests of a lane. It may complete at
+    /// once.
+    #[inline]
+    pub(super) fn start(&mut self, at: LaneId, request: Request, count: u16) {
         if let Some(lane) = self.conns.lane_mut(at) {
-            lane.in_flight = count as u16;
+            lane.in_flight = count;
         }
-        if count == 1 {
-            let first = self.gathered.pop().unwrap_or_default();
-            backend.loads().put_buffer(at, first, done);
-            return backend.start(at, Request::Write);
-        }
-        backend.loads().put_many(at, &mut self.gathered, done);
-        backend.start(at, Request::WriteMany);
-    }
-
-    /// Notes that the backend works on the first request of a lane.
-    #[inline(always)]
-    pub(super) fn launch(&mut self, at: Place) {
-        if let Some(lane) = self.conns.lane_mut(at) {
-            lane.in_flight = 1;
+        if let Some(completion) = self.backend.start(at, request) {
+            self.complete(completion);
         }
     }
 }

@@ -1,51 +1,61 @@
 //! Reads that wait for memory: for a swap buffer, or for leases of their own connection.
 //!
-//! Nobody waits for what others hold. A read that finds no swap buffer tries again at once if the pool
-//! has more than was at hand. If not, a connection that holds little reads into a private buffer. Only
-//! one that holds much waits, until some of its own leases or a swap buffer come back. Streams, which
-//! can hold most, are held shorter while less than a quarter of the pool is left.
+//! No connection depends on the leases of others. A read that finds no swap buffer tries again at once
+//! if the pool has more than was at hand. If the pool is used up, a connection that holds little reads
+//! into a private block. Only a connection that holds much waits, until some of its own leases or a
+//! swap buffer come back. Streams can hold the most, so they may hold less while the pool is *scarce*:
+//! while less than a quarter of it is left.
+//!
+//! A lane that is `WaitingForBuffer` stands in one of two queues, and is served when a buffer or its
+//! own leases come back. A lane that is `WaitingForLeases` is in no queue: the pool names its slot when
+//! enough of its leases are back. A lane is `BufferGranted` when it may try again, so that it does not
+//! queue a second time. *Urgent* lanes are granted, and start before all others in the order in which
+//! they waited.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gaio_backends::{Backend, Credit, Error, Lane, Loads, Place, Pool, SwapRoom, Threshold};
+use gaio_backends::{Backend, Credit, Lane, LaneId, Pool, SwapRoom, Threshold};
 
 use super::Engine;
-use crate::conn_table::{ConnTable, Pausing, Stage};
-use crate::request::{Key, What};
+use crate::conn_state::{Pausing, Stage};
+use crate::conn_table::ConnTable;
+use crate::request::{Key, RequestKind};
 
-/// How often a single read tries again because the pool has more than was at hand, before it reads
-/// privately.
-const MISSES_MAX: u8 = 1;
-/// The pool was used up, and that was counted.
+/// The number of times that a single read tries again while the pool has more than was at hand. After
+/// that it reads privately. Only as many reads start at a time as should find a buffer, so a second
+/// miss is rare.
+const MISSES_MAX: u8 = 8;
+/// The count of misses of a read that found the pool used up and was counted for it.
 const USED_UP: u8 = u8::MAX;
-/// For how many turns of the loop streams take turns, after one went short.
+/// The number of turns of the loop in which streams read one buffer each, after several went short.
 const TAKING_TURNS: u64 = 100;
-/// Memory can be freed anywhere in the system, unseen: try so often.
+/// The interval at which the system is asked for memory again. No event tells when it has some.
 const MEMORY_RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     /// Single reads, first come first served.
     reads: Queue,
-    /// Streams. They go on only when a quarter of the pool is left.
+    /// Streams. They go on only while the pool is not scarce.
     streams: Queue,
-    /// Reads to be started before all others.
-    urgent: Vec<Place>,
-    /// The stream that last went short of buffers, and in which turn of the loop.
-    went_short: (u64, Option<Place>),
-    /// Up to which turn of the loop streams take turns.
+    /// Reads to be started before all others, first come first served.
+    urgent: VecDeque<LaneId>,
+    /// The last stream that found no buffer at hand, and the turn of the loop in which it did.
+    went_short: (u64, Option<LaneId>),
+    /// The turn of the loop up to which streams read one buffer each.
     turns_until: u64,
-    /// What swap reads took lately, in bytes: how many reads some room will serve.
+    /// The bytes that a swap read took lately, on average. They tell how many reads some room will
+    /// serve.
     typical_read: usize,
-    /// When to ask the system for memory again, after it had none.
+    /// The time to ask the system for memory again, after it had none.
     memory_retry: Option<Instant>,
-    /// Slots whose wait for their own leases is over; kept for its memory.
+    /// Slots whose own leases are back. Kept for its memory.
     returned: Vec<u32>,
 }
 
-/// Connections whose read waits for a swap buffer. An entry counts only if its lane says so, too: one
-/// that was cancelled stays behind until its turn.
+/// Slots whose read waits for a swap buffer. An entry counts only while its lane says so, too: the
+/// entry of a cancelled read stays behind until its turn.
 #[derive(Debug, Default)]
 struct Queue {
     slots: VecDeque<u32>,
@@ -65,14 +75,35 @@ impl Waiting {
         !self.urgent.is_empty()
     }
 
-    /// When to ask for memory again.
+    /// The time to ask for memory again.
     pub(super) fn next(&self) -> Option<Instant> {
         self.memory_retry
     }
 
-    fn queue(&mut self, what: What) -> &mut Queue {
-        match what {
-            What::ReadStream => &mut self.streams,
+    /// The number of reads that should find a swap buffer in the next turn: at least one if there is
+    /// any.
+    fn servable(&self, room: SwapRoom) -> usize {
+        match room.at_hand {
+            0 => 0,
+            bytes => (bytes / self.typical_read.max(1)).clamp(1, room.reads.max(1)),
+        }
+    }
+
+    /// The numbers of single reads and of streams that wait for a buffer.
+    #[cfg(debug_assertions)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.reads.count, self.streams.count)
+    }
+
+    /// The number of reads to be started before all others.
+    #[cfg(debug_assertions)]
+    pub(super) fn urgent_count(&self) -> usize {
+        self.urgent.len()
+    }
+
+    fn queue(&mut self, kind: RequestKind) -> &mut Queue {
+        match kind {
+            RequestKind::ReadStream => &mut self.streams,
             _ => &mut self.reads,
         }
     }
@@ -85,9 +116,9 @@ impl Queue {
     }
 
     /// Takes the first read of this kind that still waits.
-    fn pop<C>(&mut self, conns: &ConnTable<C>, is_stream: bool) -> Option<Place> {
+    fn pop<C>(&mut self, conns: &ConnTable<C>, is_stream: bool) -> Option<LaneId> {
         loop {
-            let at = Place::new(self.slots.pop_front()?, Lane::Read);
+            let at = LaneId::new(self.slots.pop_front()?, Lane::Read);
             if waits(conns, at, is_stream) {
                 self.count -= 1;
                 return Some(at);
@@ -95,80 +126,106 @@ impl Queue {
         }
     }
 
-    /// Drops entries of reads that no longer wait once they are the majority.
+    /// Drops the entries of reads that no longer wait, once they are the majority.
     fn forget_stale<C>(&mut self, conns: &ConnTable<C>, is_stream: bool) {
         if self.slots.len() > 2 * self.count + 64 {
             self.slots
-                .retain(|&slot| waits(conns, Place::new(slot, Lane::Read), is_stream));
+                .retain(|&slot| waits(conns, LaneId::new(slot, Lane::Read), is_stream));
         }
     }
 }
 
 /// Whether a read of this kind waits there for a swap buffer.
-fn waits<C>(conns: &ConnTable<C>, at: Place, is_stream: bool) -> bool {
+fn waits<C>(conns: &ConnTable<C>, at: LaneId, is_stream: bool) -> bool {
     let Some(lane) = conns.lane(at) else {
         return false;
     };
-    let what = lane.first.as_ref().map(|first| first.what);
-    lane.stage == Stage::Starved && (what == Some(What::ReadStream)) == is_stream
+    let kind = lane.first.as_ref().map(|first| first.kind);
+    lane.stage == Stage::WaitingForBuffer && (kind == Some(RequestKind::ReadStream)) == is_stream
 }
 
 impl<C> Engine<C> {
     /// Whether reads wait for a swap buffer.
-    pub(crate) fn has_starved(&self) -> bool {
+    pub(crate) fn reads_wait_for_buffer(&self) -> bool {
         self.waiting.reads.count + self.waiting.streams.count > 0
     }
 
-    /// Whether connections may go on whose own leases came back.
-    pub(crate) fn can_resume(&self, pool: &Pool) -> bool {
-        pool.has_returned()
+    /// Whether reads are to be started before any new one.
+    pub(super) fn has_overdue(&self) -> bool {
+        self.waiting.has_urgent() || self.reads_wait_for_buffer()
     }
 
-    /// Asks to be woken when a block comes back, if a read waits for one. Whether one is there.
-    pub(crate) fn wants_block(&self, pool: &Pool) -> bool {
-        if !self.has_starved() {
-            return false;
-        }
-        pool.want_block();
-        self.waiting.reads.count > 0 && pool.blocks_available() > 0
+    /// Whether leases came back for which their own connections wait.
+    pub(crate) fn can_resume(&self) -> bool {
+        self.backend.pool().has_returned()
     }
 
-    /// Whether a read waits for a buffer that is there.
-    pub(crate) fn can_serve(&self, backend: &mut dyn Backend) -> bool {
-        if !self.has_starved() {
-            return false;
-        }
-        let room = backend.swap_room();
+    /// Whether anything waits that [`wake_waiting`](Engine::wake_waiting) may let go on.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.has_streams
+            || self.has_overdue()
+            || self.can_resume()
+            || self.retries.has_any()
+            || self.waiting.memory_retry.is_some()
+    }
+
+    /// Asks to be woken when a block comes back, and returns whether a read waits for a buffer that is
+    /// there already.
+    #[cold]
+    pub(crate) fn buffer_is_there(&mut self) -> bool {
+        self.backend.pool().want_block();
+        let room = self.backend.swap_room();
         self.waiting.reads.count > 0 && room.bytes > 0
-            || self.waiting.streams.count > 0 && !is_scarce(backend.pool(), room)
+            || self.waiting.streams.count > 0 && !is_scarce(self.backend.pool(), room)
     }
 
-    /// Lets everything go on whose wait is over.
-    pub(crate) fn wake_waiting(&mut self, backend: &mut dyn Backend) {
+    /// Lets the lanes go on whose wait is over.
+    #[inline(never)]
+    pub(crate) fn wake_waiting(&mut self) {
         if self.waiting.memory_retry.is_some() {
-            self.retry_memory(backend);
+            self.retry_memory();
         }
         if self.has_streams {
-            let room = backend.swap_room();
-            let scarce = is_scarce(backend.pool(), room);
-            self.window = self.window_when(backend.pool(), scarce);
+            let room = self.backend.swap_room();
+            let scarce = is_scarce(self.backend.pool(), room);
+            self.window = self.window_when(self.backend.pool(), scarce);
         }
-        if self.can_resume(backend.pool()) {
-            self.resume_returned(backend);
+        if self.can_resume() {
+            self.resume_returned();
         }
-        if self.has_starved() {
-            self.serve_starved(backend);
+        if self.reads_wait_for_buffer() {
+            self.grant_buffers();
         }
         if self.waiting.has_urgent() {
-            self.dirty.splice(0..0, self.waiting.urgent.drain(..));
+            self.start_urgent();
         }
-        self.retry_due(backend);
+        self.retry_due();
     }
 
-    /// A swap read, or a private one, found no buffer.
+    /// Starts as many of the urgent reads as should find a buffer; the others keep their order. If
+    /// there is no buffer, all of them start: each then waits in its queue, or reads privately.
+    fn start_urgent(&mut self) {
+        let servable = self.waiting.servable(self.backend.swap_room());
+        let urgent = &mut self.waiting.urgent;
+        let count = match servable {
+            0 => urgent.len(),
+            count => count.min(urgent.len()),
+        };
+        self.dirty.splice(0..0, urgent.drain(..count));
+    }
+
+    /// A read found no buffer: no swap buffer, or, if it was `private`, no private block. It tries
+    /// again, reads privately, or waits.
     #[cold]
-    pub(super) fn out_of_buffers(&mut self, backend: &mut dyn Backend, at: Place, private: bool) {
-        let room = backend.swap_room();
+    pub(super) fn out_of_buffers(&mut self, at: LaneId, private: bool) {
+        if self.is_over_window(at)
+            && self
+                .first(at)
+                .is_some_and(|first| first.kind == RequestKind::ReadStream)
+        {
+            return self.resume_or_park(at);
+        }
+        let room = self.backend.swap_room();
         let Some(lane) = self.conns.lane_mut(at) else {
             return;
         };
@@ -176,10 +233,10 @@ impl<C> Engine<C> {
         let Some(first) = &lane.first else {
             return;
         };
-        let what = first.what;
+        let kind = first.kind;
         if let Some(why) = first.end {
-            let error = Error::new(what.doing(), why);
-            return self.finish(backend, Key::first(at), Some(error));
+            let error = kind.error_context().error(why);
+            return self.finish(Key::first(at), Some(error));
         }
         if room.bytes == 0 && lane.misses != USED_UP {
             self.counts.swap_starved += 1;
@@ -188,21 +245,23 @@ impl<C> Engine<C> {
         let misses = lane.misses;
         let is_at_hand = room.bytes > 0 && misses < MISSES_MAX;
         lane.misses = misses.saturating_add(1);
-        match (what, private) {
-            (_, true) => self.wait_for_buffer(backend, at),
-            (What::ReadStream, _) if room.bytes > 0 => self.contend(at),
+        match (kind, private) {
+            // No private block is left, either.
+            (_, true) => self.wait_for_buffer(at),
+            (RequestKind::ReadStream, _) if room.bytes > 0 => self.contend(at),
             _ if is_at_hand => self.mark_urgent(at),
-            _ if self.may_read_privately(backend.loads(), at) => self.read_privately(backend, at),
-            _ => self.wait_for_buffer(backend, at),
+            _ if self.may_read_privately(at) => self.read_privately(at),
+            _ => self.wait_for_buffer(at),
         }
     }
 
-    /// A stream found no buffer at hand, though the pool has some. If it is the only one, it took them
-    /// all. If others went short, too, streams take turns for a while.
-    fn contend(&mut self, at: Place) {
+    /// A stream found no buffer at hand, though the pool has some. If no other stream went short, it
+    /// has taken them all itself, and starts again. If several did, each would take the buffers of the
+    /// others, so streams take turns for a while: each reads one buffer, then queues again.
+    fn contend(&mut self, at: LaneId) {
         let turn = self.counts.turns;
         let (last_turn, last) = std::mem::replace(&mut self.waiting.went_short, (turn, Some(at)));
-        let is_alone = last == Some(at) || last_turn + 1 < turn;
+        let is_alone = last.is_none_or(|last| last == at) || last_turn + 1 < turn;
         if is_alone && !self.takes_turns() {
             return self.mark_dirty(at);
         }
@@ -210,34 +269,31 @@ impl<C> Engine<C> {
         self.mark_urgent(at);
     }
 
-    /// Whether streams read one buffer each, and not as much as they can, because others went short.
+    /// Whether streams read one buffer at a time, because several went short.
     pub(super) fn takes_turns(&self) -> bool {
         self.counts.turns < self.waiting.turns_until
     }
 
-    /// A read that is about to start may not overtake those that wait for a buffer, if it would have
-    /// to wait, too. True if it now waits.
-    pub(super) fn must_queue_for_buffer(
-        &mut self,
-        backend: &mut dyn Backend,
-        at: Place,
-        served: bool,
-    ) -> bool {
-        let must = self.has_starved() && !served && !self.may_read_privately(backend.loads(), at);
+    /// A read that is about to start while others wait for a buffer must not overtake them, unless it
+    /// was granted one or may read privately. Returns whether it now waits.
+    #[cold]
+    pub(super) fn must_queue_for_buffer(&mut self, at: LaneId, granted: bool) -> bool {
+        let must = !granted && !self.may_read_privately(at);
         if must {
-            self.wait_for_buffer(backend, at);
+            self.wait_for_buffer(at);
         }
         must
     }
 
-    /// Whether a connection holds so little that it gets a private buffer.
-    fn may_read_privately(&self, loads: Loads<'_>, at: Place) -> bool {
-        let credit = loads.credit(at.slot());
+    /// Whether a connection holds so little that it gets a private block.
+    fn may_read_privately(&mut self, at: LaneId) -> bool {
+        let credit = self.backend.op_table().credit(at.slot());
         credit.is_none_or(|credit| credit.is_within(Threshold::Private))
     }
 
-    fn read_privately(&mut self, backend: &mut dyn Backend, at: Place) {
-        self.open_credit(backend, at.slot());
+    /// Starts the lane's first read again, into a private block.
+    fn read_privately(&mut self, at: LaneId) {
+        self.open_credit(at.slot());
         if let Some(lane) = self.conns.lane_mut(at) {
             lane.private = true;
         }
@@ -245,27 +301,27 @@ impl<C> Engine<C> {
     }
 
     /// Gives a connection its account, if it has none.
-    pub(super) fn open_credit(&self, backend: &mut dyn Backend, slot: u32) {
-        let thresholds = backend.pool().thresholds(self.stream_window);
-        backend.loads().open_credit(slot, thresholds);
+    pub(super) fn open_credit(&mut self, slot: u32) {
+        let thresholds = self.backend.pool().thresholds(self.stream_window);
+        self.backend.op_table().open_credit(slot, thresholds);
     }
 
-    /// The lane's first request is to be started before all others.
-    fn mark_urgent(&mut self, at: Place) {
+    /// Queues the lane's first request to be started before all others.
+    fn mark_urgent(&mut self, at: LaneId) {
         let lane = self.conns.lane(at);
         if lane.is_some_and(|lane| lane.stage == Stage::None) {
-            self.mark_served(at);
-            self.waiting.urgent.push(at);
+            self.mark_granted(at);
+            self.waiting.urgent.push_back(at);
         }
     }
 
-    /// A read waits for a swap buffer, or for leases of its own connection.
-    fn wait_for_buffer(&mut self, backend: &mut dyn Backend, at: Place) {
-        self.open_credit(backend, at.slot());
-        if backend.pool().is_out_of_memory() {
-            self.retry_memory_later(backend);
-        } else if !self.waits_for_leases(backend.loads(), at, Threshold::Private) {
-            // They came back just now.
+    /// Lets a read wait for a swap buffer or for leases of its own connection, whichever comes first.
+    fn wait_for_buffer(&mut self, at: LaneId) {
+        self.open_credit(at.slot());
+        if self.backend.pool().is_out_of_memory() {
+            self.retry_memory_later();
+        } else if !self.waits_for_leases(at, Threshold::Private) {
+            // Enough leases came back just now.
             return self.mark_urgent(at);
         }
         let Some(lane) = self.conns.lane_mut(at) else {
@@ -274,88 +330,91 @@ impl<C> Engine<C> {
         if let Some(first) = &lane.first
             && lane.stage == Stage::None
         {
-            lane.stage = Stage::Starved;
-            let what = first.what;
-            let queue = self.waiting.queue(what);
+            lane.stage = Stage::WaitingForBuffer;
+            let kind = first.kind;
+            let queue = self.waiting.queue(kind);
             queue.push(at.slot());
-            queue.forget_stale(&self.conns, what == What::ReadStream);
-            self.crowded = true;
+            queue.forget_stale(&self.conns, kind == RequestKind::ReadStream);
         }
     }
 
-    /// Lets the connection wait for its own leases. False if enough of them are back.
-    fn waits_for_leases(&self, loads: Loads<'_>, at: Place, threshold: Threshold) -> bool {
-        let credit = loads.credit(at.slot());
+    /// Asks to be told when enough of the connection's own leases are back. Returns false if they are
+    /// back already.
+    fn waits_for_leases(&mut self, at: LaneId, threshold: Threshold) -> bool {
+        let credit = self.backend.op_table().credit(at.slot());
         credit.is_some_and(|credit| credit.wait_for(threshold))
     }
 
-    /// The first request of a lane no longer waits for buffers, leases or time.
-    pub(super) fn leave_waiting(&mut self, at: Place) {
+    /// The first request of a lane no longer waits for buffers, leases, time or the program.
+    pub(super) fn leave_waiting(&mut self, at: LaneId) {
         if let Some(lane) = self.conns.lane_mut(at)
-            && matches!(lane.stage, Stage::Starved | Stage::Paused | Stage::Retrying)
+            && matches!(
+                lane.stage,
+                Stage::WaitingForBuffer
+                    | Stage::WaitingForLeases
+                    | Stage::WaitingToRetry
+                    | Stage::WaitingForProgram
+            )
         {
-            let starved = std::mem::replace(&mut lane.stage, Stage::None) == Stage::Starved;
+            let was_queued =
+                std::mem::replace(&mut lane.stage, Stage::None) == Stage::WaitingForBuffer;
             if let Some(first) = &lane.first {
-                self.waiting.queue(first.what).count -= usize::from(starved);
+                self.waiting.queue(first.kind).count -= usize::from(was_queued);
             }
         }
     }
 
-    /// Lets as many reads go on as the returned room will serve.
-    fn serve_starved(&mut self, backend: &mut dyn Backend) {
-        let room = backend.swap_room();
-        if room.bytes == 0 && backend.pool().is_out_of_memory() {
-            self.retry_memory_later(backend);
+    /// Lets as many reads go on as the room in the pool should serve. More would miss, and lose their
+    /// place in the queue. Single reads come first. Streams share only the room above the limit at
+    /// which the pool is scarce, about one for each block of it.
+    fn grant_buffers(&mut self) {
+        let room = self.backend.swap_room();
+        if room.bytes == 0 && self.backend.pool().is_out_of_memory() {
+            self.retry_memory_later();
         }
-        let typical = self.waiting.typical_read.max(1);
-        let reads = match room.bytes {
-            0 => 0,
-            bytes => (bytes / typical).clamp(1, room.reads.max(1)),
-        };
-        for _ in 0..reads {
+        let reads = self.waiting.servable(room);
+        for _ in self.waiting.urgent.len()..reads {
             let Some(at) = self.waiting.reads.pop(&self.conns, false) else {
                 break;
             };
-            self.mark_served(at);
-            self.waiting.urgent.push(at);
+            self.mark_granted(at);
+            self.waiting.urgent.push_back(at);
         }
-        let quarter = backend.pool().size_max() / 4;
-        let streams = match room.bytes.checked_sub(quarter) {
+        let streams = match room.bytes.checked_sub(scarce_below(self.backend.pool())) {
             None => 0,
-            Some(bytes) => bytes / backend.pool().block_size() + 1,
+            Some(bytes) => bytes / self.backend.pool().block_size() + 1,
         };
         for _ in 0..streams {
             let Some(at) = self.waiting.streams.pop(&self.conns, true) else {
                 break;
             };
-            self.mark_served(at);
+            self.mark_granted(at);
             self.dirty.push(at);
         }
     }
 
-    /// The lane's first request waited for its turn, and has it: it does not queue again behind those
-    /// that still wait.
-    fn mark_served(&mut self, at: Place) {
+    /// Lets the lane's first request take a buffer. When it starts, it does not queue behind reads that
+    /// wait.
+    fn mark_granted(&mut self, at: LaneId) {
         if let Some(lane) = self.conns.lane_mut(at) {
-            lane.stage = Stage::Served;
+            lane.stage = Stage::BufferGranted;
         }
-        self.crowded = true;
     }
 
-    /// Connections go on whose own leases came back.
+    /// Lets connections go on whose own leases came back.
     #[cold]
-    fn resume_returned(&mut self, backend: &mut dyn Backend) {
+    fn resume_returned(&mut self) {
         let mut returned = std::mem::take(&mut self.waiting.returned);
-        backend.pool().take_returned(&mut returned);
+        self.backend.pool().take_returned(&mut returned);
         for slot in returned.drain(..) {
-            let at = Place::new(slot, Lane::Read);
+            let at = LaneId::new(slot, Lane::Read);
             let stage = self.conns.lane(at).map(|lane| lane.stage);
             let threshold = match stage {
-                Some(Stage::Paused) => Threshold::Window,
-                Some(Stage::Starved) => Threshold::Private,
+                Some(Stage::WaitingForLeases) => Threshold::Window,
+                Some(Stage::WaitingForBuffer) => Threshold::Private,
                 _ => continue,
             };
-            if !self.waits_for_leases(backend.loads(), at, threshold) {
+            if !self.waits_for_leases(at, threshold) {
                 self.leave_waiting(at);
                 self.mark_dirty(at);
             }
@@ -363,32 +422,31 @@ impl<C> Engine<C> {
         self.waiting.returned = returned;
     }
 
-    fn retry_memory_later(&mut self, backend: &dyn Backend) {
-        let at = backend.now() + MEMORY_RETRY;
+    /// The system had no memory for a block. The pool counts as used up until it is asked again.
+    fn retry_memory_later(&mut self) {
+        let at = self.backend.now() + MEMORY_RETRY;
         self.waiting.memory_retry.get_or_insert(at);
     }
 
-    fn retry_memory(&mut self, backend: &dyn Backend) {
+    fn retry_memory(&mut self) {
         if self
             .waiting
             .memory_retry
-            .is_some_and(|at| at <= backend.now())
+            .is_some_and(|at| at <= self.backend.now())
         {
             self.waiting.memory_retry = None;
-            backend.pool().try_memory_again();
+            self.backend.pool().try_memory_again();
         }
     }
 
-    /// Learns how much swap reads take; only of interest while some wait.
-    #[inline(always)]
+    /// Learns the usual size of swap reads. It is needed only while some wait.
+    #[cold]
     pub(super) fn note_swap_read(&mut self, size: usize) {
-        if self.has_starved() {
-            let typical = &mut self.waiting.typical_read;
-            *typical = (*typical * 7 + size) / 8;
-        }
+        let typical = &mut self.waiting.typical_read;
+        *typical = (*typical * 7 + size) / 8;
     }
 
-    /// What a stream may hold: little, while little is left for all.
+    /// The leased bytes that a stream may hold: few while the pool is scarce.
     fn window_when(&self, pool: &Pool, scarce: bool) -> u64 {
         let little = (4 * pool.private_size()) as u64;
         match scarce {
@@ -397,34 +455,36 @@ impl<C> Engine<C> {
         }
     }
 
-    /// Whether a stream has more leases out than it may at present.
-    pub(super) fn is_over_window(&self, loads: Loads<'_>, at: Place) -> bool {
-        let leased = loads.credit(at.slot()).map_or(0, Credit::leased_bytes);
+    /// Whether a stream holds more leased bytes than it may at present.
+    pub(super) fn is_over_window(&mut self, at: LaneId) -> bool {
+        let leased = self
+            .backend
+            .op_table()
+            .credit(at.slot())
+            .map_or(0, Credit::leased_bytes);
         leased > self.window
     }
 
-    /// A stream over its window stops taking in more.
+    /// Cancels the operation of a stream that holds too much, so that it takes in no more. The stream
+    /// goes on later.
     #[cold]
-    pub(super) fn pause(&mut self, backend: &mut dyn Backend, at: Place) {
-        let is_scarce = self.window < self.stream_window;
+    pub(super) fn pause(&mut self, at: LaneId) {
         if let Some(lane) = self.conns.lane_mut(at)
             && lane.pausing == Pausing::No
             && lane.first.as_ref().is_some_and(|first| first.end.is_none())
         {
-            let leased = backend
-                .loads()
-                .credit(at.slot())
-                .map_or(0, Credit::leased_bytes);
-            lane.pausing = match is_scarce && leased <= self.stream_window {
+            lane.pausing = match self.window < self.stream_window {
                 true => Pausing::Scarce,
                 false => Pausing::OverWindow,
             };
-            backend.cancel(at, false);
+            self.backend.cancel(at, false);
         }
     }
 
-    /// A stream's operation has ended, but not the stream: it goes on, or waits for leases.
-    pub(super) fn resume_or_park(&mut self, backend: &mut dyn Backend, at: Place) {
+    /// The operation of a stream has ended, but not the stream: it starts again, or waits. Over its own
+    /// window it waits for its own leases. Over the smaller window of a scarce pool it queues for a
+    /// buffer, because the pool can recover without it.
+    pub(super) fn resume_or_park(&mut self, at: LaneId) {
         let Some(lane) = self.conns.lane_mut(at) else {
             return;
         };
@@ -433,31 +493,35 @@ impl<C> Engine<C> {
             return;
         };
         if let Some(why) = first.end {
-            let error = Error::new(first.what.doing(), why);
-            return self.finish(backend, Key::first(at), Some(error));
+            let error = first.kind.error_context().error(why);
+            return self.finish(Key::first(at), Some(error));
         }
-        let leased = backend
-            .loads()
-            .credit(at.slot())
-            .map_or(0, Credit::leased_bytes);
+        let credit = self.backend.op_table().credit(at.slot());
+        let leased = credit.map_or(0, Credit::leased_bytes);
         let is_over = pausing == Pausing::OverWindow || leased > self.stream_window;
-        if is_over && self.waits_for_leases(backend.loads(), at, Threshold::Window) {
+        if is_over && self.waits_for_leases(at, Threshold::Window) {
             self.park(at);
         } else if leased > self.window {
-            self.wait_for_buffer(backend, at);
+            self.wait_for_buffer(at);
         } else {
             self.mark_dirty(at);
         }
     }
 
-    fn park(&mut self, at: Place) {
+    /// Lets a stream wait for its own leases.
+    fn park(&mut self, at: LaneId) {
         if let Some(lane) = self.conns.lane_mut(at) {
-            lane.stage = Stage::Paused;
+            lane.stage = Stage::WaitingForLeases;
         }
     }
 }
 
-/// Whether less than a quarter of the pool is left.
+/// Whether the pool is scarce: little of it is left.
 fn is_scarce(pool: &Pool, room: SwapRoom) -> bool {
-    room.bytes < pool.size_max() / 4
+    room.bytes < scarce_below(pool)
+}
+
+/// The limit at which the pool is scarce: a quarter of it.
+fn scarce_below(pool: &Pool) -> usize {
+    pool.size_max() / 4
 }

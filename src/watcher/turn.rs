@@ -1,121 +1,149 @@
-//! One turn of the loop: take what other threads sent, start what can be started, let the kernel
-//! work, take what is complete. How long it sleeps, and who wakes it.
+//! The turn behind `wait_io`, in rounds: take messages, start requests, let the kernel work, take
+//! completions. Also how long a round sleeps, and what wakes it.
 
 use std::time::{Duration, Instant};
 
-use gaio_backends::{
-    Backend, Doing, Errno, Error, ErrorKind, Result, Task, Until, shrink_overgrown,
-};
+use gaio_backends::{Backend, Errno, ErrorContext, ErrorKind, Result, Until, shrink_overgrown};
 
 use super::Watcher;
-use crate::engine::Engine;
 use crate::results::Results;
 
-/// Rounds after the time is over, while there is still something to do that may give a result: so many
-/// in any case, so many at most, and no more than take so long in between.
+/// Limits of the rounds after the time is over. `wait_io_timeout` with zero must return what is there,
+/// but one round can leave work that gives a result at once, for instance a read that tries again. So
+/// rounds go on while there is such work: at least the first number of them, at most the second, and in
+/// between no longer than the time.
 const ROUNDS_OVER_MIN: u32 = 16;
 const ROUNDS_OVER_MAX: u32 = 1000;
 const OVER_MAX: Duration = Duration::from_millis(20);
-/// Rounds until the backend has got used to being nested, at most; it takes two.
+/// The most rounds until the backend has adapted to being nested. It takes two.
 const ROUNDS_TO_SETTLE: u32 = 8;
 
 impl<C> Watcher<C> {
+    /// One turn. If the system refuses to wait, results that are there stay for the next turn.
     pub(super) fn wait_until(&mut self, results: &mut Results<C>, limit: Until) -> Result<usize> {
         self.own()?;
         results.clear();
         self.engine.begin_turn();
         let ran = self.run(results.max(), limit);
+        self.woken = false;
         if ran.is_ok() {
             results.fill(&mut self.engine.out);
             self.engine.note_handed_out(results.len());
         }
         if self.nested {
-            self.lie_down();
+            self.sleep_polled();
         }
         ran.map(|()| results.len())
     }
 
-    /// Turns round until there are results, or the time is over.
+    /// Runs rounds until there are results, a `Remote` wakes the turn, or the time is over and nothing is
+    /// left to do.
     fn run(&mut self, max: usize, limit: Until) -> Result<()> {
-        let refused = |errno| Error::os(Doing::Wait, errno);
+        let refused = |errno| ErrorContext::Wait.os_error(errno);
         let mut over = Over::default();
         let mut spin = Spin::new(self.spin);
         loop {
-            let again = self.turn(max, limit, &mut spin).map_err(refused)?;
+            let again = self.round(max, limit, &mut spin).map_err(refused)?;
             if !self.engine.out.is_empty() {
                 return Ok(());
             }
             if self.engine.is_over() {
-                return Err(Error::new(Doing::Wait, ErrorKind::WatcherClosed));
+                return Err(ErrorContext::Wait.error(ErrorKind::WatcherClosed));
             }
             let is_over = match limit {
                 Until::Now => true,
-                Until::Time(at) => self.backend.now() >= at,
+                Until::Time(at) => self.engine.backend.now() >= at,
                 Until::Done => false,
             };
-            let quiet = !again && !self.engine.has_dirty();
-            if is_over && (quiet || over.has_lasted(&*self.backend)) {
+            let quiet = !again && !self.engine.has_dirty() && !self.inbox.is_pending();
+            if self.woken || is_over && (quiet || over.has_lasted(&self.engine.backend)) {
                 return Ok(());
             }
         }
     }
 
-    /// One round: take messages, start requests, let the kernel work, take completions. A part of the
-    /// loop around it: a call of its own costs each message 15 instructions.
-    #[inline(always)]
-    fn turn(&mut self, max: usize, limit: Until, spin: &mut Spin) -> Result<bool, Errno> {
-        self.prepare(max);
-        let until = self.patience(limit, spin);
-        let waited = self.backend.wait(until);
+    /// One round. Returns whether another one may give results without a sleep. It is part of the loop
+    /// around it, because a call of its own costs each message 15 instructions.
+    #[inline]
+    fn round(&mut self, max: usize, limit: Until, spin: &mut Spin) -> Result<bool, Errno> {
+        let mut max = max;
+        if self.inbox.is_pending() {
+            max = max.saturating_add(self.receive(max));
+        }
+        if self.engine.has_waiting() {
+            self.engine.wake_waiting();
+        }
+        max = max.saturating_add(self.start());
+        if self.engine.has_deadlines() {
+            self.expire_before_wait(max);
+        }
+        let until = self.sleep_limit(limit, spin);
+        let waited = self.engine.backend.wait(until);
         self.inbox.waker.awake();
         let room = self.room(max);
-        self.backend.run(Collect(&mut self.engine, room));
+        self.engine.collect(room);
         waited?;
-        let room = self.room(max);
-        // What ran out of time is still to be taken back from the kernel.
-        let expired = self.engine.expire(&mut *self.backend, room);
-        Ok(self.backend.has_work() || expired)
+        // Requests that ran out of time while they ran were only cancelled. Their completions come in
+        // the next round.
+        let expired = self.engine.has_deadlines() && self.engine.expire(self.room(max));
+        Ok(self.engine.backend.has_work() || expired)
     }
 
-    /// How many more results this turn can hand out. What would find no room is left where it is: at
-    /// the kernel, or among the deadlines.
+    /// The number of results that this turn can still hand out. Completions and deadlines beyond that
+    /// stay where they are, at the kernel and in the queue.
     fn room(&self, max: usize) -> usize {
         max.saturating_sub(self.engine.out.len())
     }
 
-    /// Some rounds that hand out next to nothing, for what they do besides.
+    /// Runs a few rounds for their side effects, with hardly any results.
     #[cold]
     pub(super) fn settle(&mut self) -> Result<(), Errno> {
         let mut rounds = 0;
-        while rounds < ROUNDS_TO_SETTLE && self.turn(1, Until::Now, &mut Spin::Off)? {
+        while rounds < ROUNDS_TO_SETTLE && self.round(1, Until::Now, &mut Spin::Off)? {
             rounds += 1;
         }
         Ok(())
     }
 
-    fn prepare(&mut self, max: usize) {
-        if self.inbox.is_pending() {
-            self.absorb();
-        }
-        self.engine.wake_waiting(&mut *self.backend);
-        self.backend.run(Start(&mut self.engine));
-        // Half of the room is for what ran out of time, however much that is, and half for what the
-        // kernel has completed. They take turns if it is one place.
-        let room = self.room(max);
-        let odd = (self.engine.counts.turns % 2) as usize;
-        self.engine
-            .expire(&mut *self.backend, room / 2 + room % 2 * odd);
+    /// Takes the messages of other threads. Posted ones are taken only as far as there is room for
+    /// their results, so a flood of them does not make the turn long. Returns the number of results, by
+    /// which the caller raises the maximum: they take no room from the kernel's completions.
+    fn receive(&mut self, max: usize) -> usize {
+        let before = self.engine.out.len();
+        self.receive_messages(self.room(max));
+        self.engine.out.len() - before
     }
 
-    /// How long this round may sleep: not if there is something to do.
-    fn patience(&mut self, limit: Until, spin: &mut Spin) -> Until {
-        let has_work =
-            !self.engine.out.is_empty() || self.engine.has_dirty() || self.engine.is_over();
+    /// Starts the requests that can start. Returns the number of results that came at once, by which
+    /// the caller raises the maximum: otherwise a busy connection would keep the others out where the
+    /// maximum is small.
+    fn start(&mut self) -> usize {
+        let before = self.engine.out.len();
+        self.engine.start_dirty();
+        self.engine.out.len() - before
+    }
+
+    /// Ends overdue requests. They come before the wait, so that it can submit their cancellations, but
+    /// they get only half of the room: the other half is for the kernel's completions, so neither keeps
+    /// the other out. A single place goes to each in every other turn.
+    fn expire_before_wait(&mut self, max: usize) {
+        let room = self.room(max);
+        let odd = (self.engine.counts.turns % 2) as usize;
+        self.engine.expire(room / 2 + room % 2 * odd);
+    }
+
+    /// The time until which this round may sleep. It does not sleep while there is something to do.
+    fn sleep_limit(&mut self, limit: Until, spin: &mut Spin) -> Until {
+        let has_work = !self.engine.out.is_empty()
+            || self.engine.has_dirty()
+            || self.engine.is_over()
+            || self.woken;
         if has_work || limit == Until::Now || spin.goes_on() {
             return Until::Now;
         }
+        // From here on, senders wake the watcher. Messages that came before are found by this last look.
         self.inbox.waker.sleep();
-        if self.was_woken() || self.can_serve() {
+        if self.was_woken() {
             return Until::Now;
         }
         match (limit, self.engine.next_time()) {
@@ -126,64 +154,70 @@ impl<C> Watcher<C> {
         }
     }
 
-    /// Whether something came from another thread that makes no system event while we run.
-    pub(super) fn was_woken(&self) -> bool {
+    /// Whether another thread sent something or dropped a lease, or a buffer that a read waits for is
+    /// lent to the kernel for reads that have no data yet. While the watcher runs, none of that makes a
+    /// system event, so it must look.
+    pub(super) fn was_woken(&mut self) -> bool {
         self.inbox.is_pending()
-            || self.engine.wants_block(self.backend.pool())
-            || self.engine.can_resume(self.backend.pool())
+            || self.engine.can_resume()
+            || self.engine.reads_wait_for_buffer() && self.engine.buffer_is_there()
     }
 
-    /// Whoever polls our descriptor is woken from now on, and at once if there is something to do.
+    /// Ends the turn of a nested watcher. From now on its descriptor becomes readable when there is
+    /// something to do, and at once if there is already.
     #[cold]
-    pub(super) fn lie_down(&mut self) {
-        self.backend.arm(self.engine.next_time());
-        self.home.sleep();
+    pub(super) fn sleep_polled(&mut self) {
+        self.engine.backend.arm(self.engine.next_time());
+        self.owner.sleep();
         self.inbox.waker.sleep();
         let has_work = !self.engine.out.is_empty()
             || self.engine.has_dirty()
             || self.engine.is_over()
+            || self.woken
             || self.was_woken()
-            || self.can_serve()
-            || self.backend.has_work();
+            || self.engine.backend.has_work();
         if has_work {
             self.inbox.waker.wake();
         }
     }
 
-    /// Why a call from here is refused, if it is. If not, what it asks for begins with the next turn, so
-    /// whoever polls for that is woken.
+    /// The reason to refuse a call from this thread, if there is one. Otherwise the call needs a turn,
+    /// so the loop that polls the descriptor is woken.
     pub(super) fn admit(&mut self) -> Option<ErrorKind> {
-        let refusal = self.home.refusal();
-        if refusal.is_none() && self.home.awake() {
+        let rejection = self.owner.rejection();
+        if rejection.is_none() && self.owner.awake() {
             self.inbox.waker.wake();
         }
-        refusal
+        rejection
     }
 
-    /// Whether reads wait for a buffer that is there: the kernel has it, for reads without data.
-    fn can_serve(&mut self) -> bool {
-        self.engine.can_serve(&mut *self.backend)
+    /// Takes the requests of other threads, which may have made the connection that a call names.
+    pub(super) fn receive_requests(&mut self) {
+        self.receive_messages(0);
     }
 
-    /// Takes the messages of other threads.
+    /// Takes the requests of other threads, and at most `posts_max` of the messages that they posted.
     #[cold]
-    pub(super) fn absorb(&mut self) {
+    pub(super) fn receive_messages(&mut self, posts_max: usize) {
         let mut messages = std::mem::take(&mut self.messages);
-        let closed = self.inbox.take(&mut messages);
+        let engine = &mut self.engine;
+        let give = |post| engine.receive_post(post);
+        let signals = self.inbox.take(posts_max, &mut messages, give);
         for message in messages.drain(..) {
-            self.engine.receive(&mut *self.backend, message);
+            self.engine.receive(message);
         }
         shrink_overgrown(&mut messages);
         self.messages = messages;
-        if closed {
-            self.engine.close(&mut *self.backend);
+        self.woken |= signals.woken;
+        if signals.closed {
+            self.engine.close();
         }
     }
 
-    /// The watcher runs on its thread, to which the first time binds it.
+    /// Checks that this is the watcher's thread. The first turn binds it.
     #[inline]
     fn own(&mut self) -> Result<()> {
-        if self.home.is_bound() && self.home.is_trusted() {
+        if self.owner.is_bound() && self.owner.is_trusted() {
             return Ok(());
         }
         self.bind()
@@ -191,23 +225,24 @@ impl<C> Watcher<C> {
 
     #[cold]
     fn bind(&mut self) -> Result<()> {
-        self.check_here(Doing::Wait)?;
-        self.home.awake();
-        if !self.home.is_bound() {
-            let refused = |errno| Error::os(Doing::Wait, errno);
-            self.backend.bind().map_err(refused)?;
-            self.home.bind();
+        self.check_here(ErrorContext::Wait)?;
+        self.owner.awake();
+        if !self.owner.is_bound() {
+            let refused = |errno| ErrorContext::Wait.os_error(errno);
+            self.engine.backend.bind().map_err(refused)?;
+            self.owner.bind();
         }
         Ok(())
     }
 
-    pub(super) fn check_here(&self, doing: Doing) -> Result<()> {
-        let refused = |kind| Err(Error::new(doing, kind));
-        self.home.refusal().map_or(Ok(()), refused)
+    /// Refuses a call from another thread, or in a forked child.
+    pub(super) fn check_here(&self, error_context: ErrorContext) -> Result<()> {
+        let refused = |kind| Err(error_context.error(kind));
+        self.owner.rejection().map_or(Ok(()), refused)
     }
 }
 
-/// The rounds after the time is over.
+/// Counts the rounds after the time is over.
 #[derive(Default)]
 struct Over {
     rounds: u32,
@@ -215,7 +250,7 @@ struct Over {
 }
 
 impl Over {
-    /// Counts one more. Whether they were enough, whatever there is to do.
+    /// Counts one more. Returns whether the call must end now, even if there is more to do.
     #[cold]
     fn has_lasted(&mut self, backend: &dyn Backend) -> bool {
         self.rounds += 1;
@@ -226,33 +261,10 @@ impl Over {
     }
 }
 
-/// Starts what can be started.
-struct Start<'a, C>(&'a mut Engine<C>);
-
-impl<C> Task for Start<'_, C> {
-    type Output = ();
-
-    fn run<B: Backend>(self, backend: &mut B) {
-        self.0.start_dirty(backend);
-    }
-}
-
-/// Takes completions, at most so many.
-struct Collect<'a, C>(&'a mut Engine<C>, usize);
-
-impl<C> Task for Collect<'_, C> {
-    type Output = ();
-
-    fn run<B: Backend>(self, backend: &mut B) {
-        let Collect(engine, max) = self;
-        backend.collect(max, engine);
-    }
-}
-
-/// Looking again and again, for a while, before sleeping.
+/// The time for which a turn looks for results again and again before it sleeps.
 enum Spin {
     Off,
-    /// For so long, from when there is nothing to do.
+    /// This long, from the first round that has nothing to do.
     For(Duration),
     Until(Instant),
 }
@@ -272,7 +284,7 @@ impl Spin {
             Spin::Off => false,
             Spin::For(duration) => {
                 let end = Instant::now().checked_add(duration);
-                // Longer than the clock reaches: until there is a result.
+                // The end is beyond the clock's range, so it spins until there is a result.
                 *self = end.map_or(Spin::For(duration), Spin::Until);
                 true
             }

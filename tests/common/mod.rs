@@ -1,6 +1,7 @@
 //! What the tests share: every case on every backend, waits that come to an end, connected
 //! sockets, and bytes that are easy to check. Processes of their own are in [`process`], calls that
-//! must be refused in [`refusal`], systems that refuse in [`denial`].
+//! must be refused in [`refusal`], systems that refuse in [`denial`], watchers in another loop in
+//! [`nested`], what deadlines and timers share in [`timing`].
 //!
 //! A test file says `mod common;` and wraps its cases in [`backends!`]. Nothing here waits for
 //! luck: each wait is for a condition, and gives up with a clear text after [`PATIENCE`].
@@ -10,8 +11,10 @@
 
 #[cfg(gaio_uring)]
 pub mod denial;
+pub mod nested;
 pub mod process;
 pub mod refusal;
+pub mod timing;
 
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -254,6 +257,13 @@ pub fn quiet<C>(watcher: &mut Watcher<C>) {
     assert_eq!(count, 0, "a result that nobody asked for");
 }
 
+/// Whether this watcher's ring works during any system call of its thread, as rings before Linux 6.1 do. A
+/// receive that it has then takes what comes at once, not at the next turn.
+pub fn reads_at_once<C>(watcher: &Watcher<C>) -> bool {
+    let info = watcher.backend();
+    info.kind() == BackendKind::IoUring && !info.features().contains(&"deferred task work")
+}
+
 /// Closes the watcher and gives what it still hands out, up to the error that says it is closed.
 pub fn close_and_collect<C>(watcher: &mut Watcher<C>) -> Vec<OpResult<C>> {
     watcher.close();
@@ -385,6 +395,11 @@ pub fn assert_closed(peer: &mut impl Read) {
         Ok(count) => panic!("{count} bytes instead of the end"),
         Err(error) => assert_eq!(error.kind(), IoErrorKind::ConnectionReset, "{error}"),
     }
+}
+
+/// Runs this on a thread of its own, to the end.
+pub fn elsewhere<T: Send>(task: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(task).join().unwrap())
 }
 
 /// Numbers that look random and are the same in every run.

@@ -3,9 +3,9 @@
 use std::net::{Shutdown, TcpListener};
 use std::time::Duration;
 
-use gaio::{Conn, Deadline, ErrorKind, Interest, Watcher};
+use gaio::{Conn, Deadline, ErrorKind, Interest, OpId, Remote, Results, Watcher};
 
-use super::{listener, pair};
+use super::{PATIENCE, listener, pair};
 
 /// Asserts that every request for this connection is refused, and gives back what it was given.
 pub fn refuses(watcher: &mut Watcher<u8>, conn: Conn, kind: ErrorKind) {
@@ -64,13 +64,48 @@ pub fn refuses_new(watcher: &mut Watcher<u8>, kind: ErrorKind) {
     TcpListener::from(refused.into_inner())
         .local_addr()
         .expect("still open");
-    assert_eq!(
-        watcher
-            .remote()
-            .post(7)
-            .expect_err("a refusal")
-            .into_parts()
-            .1,
-        7
-    );
+    let refused = watcher
+        .connect_from(7, pair().0, address, Deadline::NEVER)
+        .expect_err("a refusal");
+    assert_eq!((refused.error().kind(), refused.into_inner().0), (kind, 7));
+}
+
+/// Asserts that a remote refuses a message, and gives it back.
+pub fn refuses_post(remote: &Remote<u8>) {
+    let (_, context) = remote.post(7).expect_err("a refusal").into_parts();
+    assert_eq!(context, 7);
+}
+
+/// Asserts that every call but `close` and a drop is refused, for these connections and this request.
+pub fn refuses_all(watcher: &mut Watcher<u8>, conns: &[Conn], op: OpId, kind: ErrorKind) {
+    for &conn in conns {
+        refuses(watcher, conn, kind);
+        for refused in [
+            watcher.reclaim(conn).map(drop),
+            watcher.socket(conn).map(drop),
+            watcher.peer_addr(conn).map(drop),
+            watcher.local_addr(conn).map(drop),
+            watcher.peer_cred(conn).map(drop),
+            watcher.accept_limit(conn, 1),
+        ] {
+            assert_eq!(refused.expect_err("a refusal").kind(), kind);
+        }
+        assert!(!watcher.contains(conn));
+        assert_eq!(watcher.queued_bytes(conn), 0);
+        assert_eq!(watcher.cancel_reads(conn), 0);
+        assert_eq!(watcher.cancel_writes(conn), 0);
+        assert!(!watcher.free(conn));
+    }
+    refuses_new(watcher, kind);
+    assert!(!watcher.cancel(op));
+    assert!(!watcher.set_deadline(op, Duration::ZERO));
+    let mut results = Results::new();
+    for refused in [
+        watcher.wait_io(&mut results).map(drop),
+        watcher.wait_io_timeout(&mut results, PATIENCE).map(drop),
+        watcher.pin(0),
+        watcher.poll_fd().map(drop),
+    ] {
+        assert_eq!(refused.expect_err("a refusal").kind(), kind);
+    }
 }

@@ -1,7 +1,7 @@
 //! Random programs: a watcher on a simulated kernel, a seed that decides what is asked and what the
 //! kernel and the peers do, and a model that knows what the contract allows as a result.
 //!
-//! `program.rs` makes the requests, `model.rs` checks the results.
+//! `program` makes the requests, `model.rs` checks the results.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 

@@ -72,6 +72,7 @@ pub(crate) struct Model {
     pub(crate) asked: BTreeMap<u64, Asked>,
     pub(crate) lines: Vec<Line>,
     pub(crate) closed: bool,
+    pub(crate) write_limit: usize,
     /// A hash of all that came, in order.
     pub(crate) trace: u64,
     pub(crate) results: usize,
@@ -178,6 +179,10 @@ impl Model {
             ErrorKind::ConnClosed => freed,
             ErrorKind::WatcherClosed => self.closed,
             ErrorKind::UnexpectedEof => matches!(asked.what, What::ReadFull(_)),
+            // Of a remote; the watcher's own calls are refused.
+            ErrorKind::WriteLimit => {
+                matches!(asked.what, What::Write(..)) && self.write_limit < usize::MAX
+            }
             // What the system says is told, but not what only means: again.
             ErrorKind::Os => {
                 let errno = res.error.and_then(|error| error.raw_os_error());
@@ -215,7 +220,7 @@ impl Model {
         }
         match what {
             What::Write(from, len) => {
-                assert_eq!(res.buffer.len(), len, "the buffer comes back whole");
+                assert_eq!(res.buffer.len_bytes(), len, "the buffer comes back whole");
                 assert!(
                     res.size <= len && (res.size == len || res.error.is_some()),
                     "{res:?}"
@@ -247,6 +252,20 @@ impl Model {
                     );
                 }
             }
+        }
+    }
+
+    /// No more bytes are queued than the writes that are asked for have.
+    pub(crate) fn assert_queued(&self, queued_bytes: impl Fn(Conn) -> usize) {
+        for (index, line) in self.lines.iter().enumerate() {
+            let asked = self.asked.values().filter(|it| it.line == Some(index));
+            let asked = asked.map(|asked| match asked.what {
+                What::Write(_, len) => len,
+                _ => 0,
+            });
+            let queued = queued_bytes(line.conn);
+            assert!(queued <= asked.sum(), "{queued} bytes queued");
+            assert!(queued == 0 || !line.freed, "bytes of a freed connection");
         }
     }
 

@@ -1,139 +1,107 @@
-//! What one attempt at each kind of operation does: the system call, what its outcome teaches
-//! about the socket, and whether the operation ends, goes on, or waits.
+//! One attempt at each kind of operation: the system call, the conclusions about the socket's
+//! readiness, and whether the operation ends, goes on, or waits.
 
 use std::os::fd::AsFd;
 
-use super::engine::{Engine, Step, transferred};
-use super::slot::{Flags, Op};
+use super::scheduler::{Scheduler, transferred};
+use super::slot::Flags;
 use crate::error::Errno;
-use crate::{Completion, Interest, Lane, Payload, Place, sys};
+use crate::{Completion, Interest, Lane, LaneId, Outcome, Request, sys};
 
-/// Reads of one stream in one turn, before others get theirs.
+/// The greatest number of reads of one stream in a row, before it is the others' turn.
 const READS_PER_TURN: usize = 4;
 
-/// Connections accepted of one listener in one turn.
+/// The greatest number of connections that one listener accepts in a row.
 const ACCEPTS_PER_TURN: usize = 64;
 
-impl Engine {
-    /// Attempts what runs on a lane, whether or not it is thought ready.
+impl Scheduler {
+    /// Attempts the operation of a lane, whether or not the lane is thought ready.
     #[inline]
-    pub(super) fn attempt(&mut self, at: Place) -> Option<Completion> {
+    pub(super) fn attempt(&mut self, at: LaneId) -> Option<Completion> {
         let slot = at.slot();
-        match self.slots.get(slot as usize)?.op(at.lane()) {
-            Op::ReadSwap => {
-                let step = self.read_swap(slot);
-                self.completion(step)
-            }
-            Op::ReadStream => {
-                let step = self.read_stream(slot);
-                self.completion(step)
-            }
-            Op::ReadPrivate => self.read_private(slot),
-            Op::Write => self.write(slot),
-            Op::Read => self.read_own(slot),
-            Op::Accept => self.accept(slot, false),
-            Op::AcceptStream => self.accept(slot, true),
-            Op::Connect => self.connect(slot),
-            Op::Connecting => self.end_connect(slot),
-            Op::Ready => self.check_ready(at),
-            Op::Idle => None,
+        match self.slots.get(slot as usize)?.running(at.lane())? {
+            Request::ReadSwap => self.read_swap(slot),
+            // All streams take turns here, so a step needs no special care.
+            Request::ReadStream | Request::ReadStep => self.read_stream(slot),
+            Request::ReadPrivate => self.read_private(slot),
+            Request::Write | Request::WriteMany => self.write(slot),
+            Request::Read => self.read_own(slot),
+            Request::Accept => self.accept(slot, false),
+            Request::AcceptStream => self.accept(slot, true),
+            Request::Connect => self.connect(slot),
+            Request::Ready(interest) => self.check_ready(at, interest),
         }
     }
 
-    /// A step as a completion. What it brings is in `brought`.
-    pub(super) fn completion(&mut self, step: Step) -> Option<Completion> {
-        let (at, more, lease) = match step {
-            Step::Nothing => return None,
-            Step::Completed(completion) => return Some(completion),
-            Step::Received(at, lease) => (at, false, lease),
-            Step::Streamed(at, lease) => (at, true, lease),
-        };
-        let result = Ok(transferred(lease.len()));
-        self.brought = Payload::Lease(lease);
-        Some(Completion { at, more, result })
-    }
-
-    #[inline(always)]
-    pub(super) fn read_swap(&mut self, slot: u32) -> Step {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return Step::Nothing;
-        };
+    #[inline]
+    fn read_swap(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         self.counts.reads += 1;
-        match self.cursor.read(entry.source(&mut self.counts)) {
+        match self.block_writer.read(entry.source(&mut self.counts)) {
             Ok((len, asked)) if len > 0 => {
                 entry.learn(Lane::Read, len, asked);
-                entry.set_op(Lane::Read, Op::Idle);
-                match self.cursor.lease(None) {
-                    Some(lease) => Step::Received(read(slot), lease),
-                    None => Step::Nothing,
-                }
+                entry.set_running(Lane::Read, None);
+                let lease = self.block_writer.lease(None)?;
+                Some(Completion::leased(read(slot), false, lease))
             }
             other => self.end_read_swap(slot, other.map(|_| 0)),
         }
     }
 
-    #[cold]
-    fn end_read_swap(&mut self, slot: u32, result: Result<u32, Errno>) -> Step {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return Step::Nothing;
-        };
-        if result == Err(Errno(libc::EAGAIN)) {
-            entry.forget_ready(Lane::Read);
-            return Step::Nothing;
-        }
-        entry.set_op(Lane::Read, Op::Idle);
-        Step::Completed(Completion::last(read(slot), result))
-    }
-
-    #[inline(always)]
-    pub(super) fn read_stream(&mut self, slot: u32) -> Step {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return Step::Nothing;
-        };
+    #[inline]
+    fn read_stream(&mut self, slot: u32) -> Option<Completion> {
+        let entry = self.slots.get_mut(slot as usize)?;
         self.counts.reads += 1;
         let at = read(slot);
-        match self.cursor.read(entry.source(&mut self.counts)) {
+        match self.block_writer.read(entry.source(&mut self.counts)) {
             Ok((len, asked)) if len > 0 => {
                 entry.learn(Lane::Read, len, asked);
                 if entry.can_run(Lane::Read) {
                     self.go_on(at, READS_PER_TURN);
                 }
-                match self.cursor.lease(self.loads.credit(slot)) {
-                    Some(lease) => Step::Streamed(at, lease),
-                    None => Step::Nothing,
-                }
+                let lease = self.block_writer.lease(self.op_table.credit(slot))?;
+                Some(Completion::leased(at, true, lease))
             }
             other => self.end_read_swap(slot, other.map(|_| 0)),
         }
     }
 
-    /// Ends in any case: what waits holds no memory.
+    /// Ends a read into a swap buffer that brought no bytes, or lets it wait.
+    #[cold]
+    fn end_read_swap(&mut self, slot: u32, result: Result<usize, Errno>) -> Option<Completion> {
+        if result == Err(Errno(libc::EAGAIN)) {
+            return self.slots.get_mut(slot as usize)?.forget_ready(Lane::Read);
+        }
+        self.finish(read(slot), result)
+    }
+
+    /// Reads into a private block. The operation ends in any case: one that waits would hold
+    /// memory.
     fn read_private(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
-        let account = self.loads.credit(slot)?;
+        let account = self.op_table.credit(slot)?;
         self.counts.reads += 1;
         let read_bytes = self
-            .cursor
+            .block_writer
             .read_private(entry.source(&mut self.counts), account);
-        let result = match read_bytes {
-            Ok((lease, asked)) => {
-                let len = lease.as_ref().map_or(0, |lease| lease.len());
-                entry.learn(Lane::Read, len, asked);
-                self.brought = lease.map_or(Payload::None, Payload::Lease);
-                Ok(len)
+        match read_bytes {
+            Ok((Some(lease), asked)) => {
+                entry.learn(Lane::Read, lease.len(), asked);
+                entry.set_running(Lane::Read, None);
+                Some(Completion::leased(read(slot), false, lease))
             }
+            Ok((None, _)) => self.finish(read(slot), Ok(0)),
             Err(errno) => {
                 if errno == Errno(libc::EAGAIN) {
                     entry.forget_ready(Lane::Read);
                 }
-                Err(errno)
+                self.finish(read(slot), Err(errno))
             }
-        };
-        self.finish(read(slot), result)
+        }
     }
 
-    /// A stream has more to give: at once, until it is the others' turn.
-    fn go_on(&mut self, at: Place, steps_max: usize) {
+    /// Lets a stream go on that may have more to give: at once, until it is the others' turn.
+    fn go_on(&mut self, at: LaneId, steps_max: usize) {
         self.streak += 1;
         if self.streak < steps_max {
             return self.enqueue_first(at);
@@ -144,7 +112,7 @@ impl Engine {
 
     fn read_own(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
-        let spare = self.loads.unread(read(slot));
+        let spare = self.op_table.unread(read(slot));
         let asked = spare.len().min(sys::TRANSFER_MAX);
         self.counts.reads += 1;
         let result = if asked == 0 {
@@ -167,9 +135,9 @@ impl Engine {
         let entry = self.slots.get_mut(slot as usize)?;
         self.counts.writes += 1;
         let at = write(slot);
-        let (written, asked) = match self.loads.batch(at) {
+        let (written, asked) = match self.op_table.batch(at) {
             None => {
-                let rest = self.loads.unwritten(at);
+                let rest = self.op_table.unwritten(at);
                 (entry.source(&mut self.counts).write(rest), rest.len())
             }
             Some(batch) => {
@@ -190,7 +158,7 @@ impl Engine {
         for _ in 0..ACCEPTS_PER_TURN {
             let entry = self.slots.get_mut(slot as usize)?;
             let at = read(slot);
-            // The listener may be shared with others, who change its mode.
+            // Another process that shares the listener may have changed its mode.
             let fd = entry.fd();
             if let Err(errno) = entry.no_wait.calls(fd, &mut self.counts).look() {
                 return self.finish(at, Err(errno));
@@ -201,19 +169,19 @@ impl Engine {
                     if stream {
                         self.go_on(at, ACCEPTS_PER_TURN);
                     } else {
-                        entry.set_op(Lane::Read, Op::Idle);
+                        entry.set_running(Lane::Read, None);
                     }
-                    self.brought = Payload::Socket(socket);
                     return Some(Completion {
                         at,
                         more: stream,
-                        result: Ok(0),
+                        outcome: Outcome::Accepted(socket),
                     });
                 }
                 Err(Errno(libc::EAGAIN)) => return entry.forget_ready(Lane::Read),
                 Err(Errno(libc::EINTR)) => {}
                 Err(errno) if errno.is_lost_connection() => {
                     self.counts.others += 1;
+                    // Some systems report this error for ever once a listener was shut down.
                     if sys::is_shut_down(entry.fd()) {
                         return self.finish(at, Err(Errno::NOT_LISTENING));
                     }
@@ -227,12 +195,15 @@ impl Engine {
 
     fn connect(&mut self, slot: u32) -> Option<Completion> {
         let entry = self.slots.get_mut(slot as usize)?;
+        if entry.flags.has(Flags::CONNECTING) {
+            return self.end_connect(slot);
+        }
         let socket = entry.socket.as_ref()?;
-        let to = match self.loads.address(write(slot)) {
+        let to = match self.op_table.address(write(slot)) {
             Ok(to) => to,
             Err(errno) => return self.finish(write(slot), Err(errno)),
         };
-        // A socket that is not connected polls as ended: that says nothing of what comes now.
+        // A socket that is not connected polls as ended. That says nothing of the events to come.
         entry.flags.clear(Flags::ALL_READY);
         match sys::connect_nonblocking(&mut self.counts, socket.as_fd(), to) {
             Ok(()) => {
@@ -240,11 +211,11 @@ impl Engine {
                 self.finish(write(slot), Ok(0))
             }
             Err(Errno(libc::EINPROGRESS | libc::EALREADY | libc::EINTR)) => {
-                entry.set_op(Lane::Write, Op::Connecting);
+                entry.flags.set(Flags::CONNECTING);
                 None
             }
             Err(errno) => {
-                // What the socket is now will show at the next attempt of anything.
+                // The state of the socket will show at the next attempt of any operation.
                 entry.flags.set(Flags::ALL_READY);
                 self.finish(write(slot), Err(errno))
             }
@@ -258,12 +229,8 @@ impl Engine {
         self.finish(write(slot), result)
     }
 
-    fn check_ready(&mut self, at: Place) -> Option<Completion> {
+    fn check_ready(&mut self, at: LaneId, interest: Interest) -> Option<Completion> {
         let entry = self.slots.get_mut(at.slot() as usize)?;
-        let interest = match at.lane() {
-            Lane::Read => Interest::Readable,
-            Lane::Write => Interest::Writable,
-        };
         self.counts.others += 1;
         match sys::is_ready(entry.fd(), interest) {
             Ok(false) => entry.forget_ready(at.lane()),
@@ -272,22 +239,29 @@ impl Engine {
         }
     }
 
-    /// Ends an operation; what it used is the watcher's again.
+    /// Ends an operation. Its data is the watcher's again.
     #[inline]
-    pub(super) fn finish(&mut self, at: Place, result: Result<usize, Errno>) -> Option<Completion> {
+    pub(super) fn finish(
+        &mut self,
+        at: LaneId,
+        result: Result<usize, Errno>,
+    ) -> Option<Completion> {
         let entry = self.slots.get_mut(at.slot() as usize)?;
-        entry.set_op(at.lane(), Op::Idle);
-        self.loads.end(at);
+        entry.set_running(at.lane(), None);
+        if at.lane() == Lane::Write {
+            entry.flags.clear(Flags::CONNECTING);
+        }
+        self.op_table.end(at);
         Some(Completion::last(at, result.map(transferred)))
     }
 }
 
-#[inline(always)]
-fn read(slot: u32) -> Place {
-    Place::new(slot, Lane::Read)
+#[inline]
+fn read(slot: u32) -> LaneId {
+    LaneId::new(slot, Lane::Read)
 }
 
-#[inline(always)]
-fn write(slot: u32) -> Place {
-    Place::new(slot, Lane::Write)
+#[inline]
+fn write(slot: u32) -> LaneId {
+    LaneId::new(slot, Lane::Write)
 }

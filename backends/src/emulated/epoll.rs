@@ -12,28 +12,28 @@ use libc::{
 use super::poller::{Poller, Readiness, Watch};
 use crate::Until;
 use crate::error::Errno;
-use crate::error::Refusal;
+use crate::error::SetupError;
 use crate::sys;
-use crate::wake::Bell;
+use crate::wake::Notifier;
 
 /// An epoll instance.
-pub struct Epoll {
+pub(crate) struct Epoll {
     instance: OwnedFd,
     events: Vec<epoll_event>,
     /// Whether the kernel is known to lack `epoll_pwait2(2)`, which came with 5.11.
     pub(super) milliseconds_only: bool,
-    /// Makes the alarm; watched, if it is there.
+    /// The timer of the alarm. It is watched from its creation on.
     timer: Option<OwnedFd>,
 }
 
 impl Poller for Epoll {
     const NEEDS_NONBLOCKING: bool = false;
 
-    /// Takes 12 KiB of memory.
+    /// The buffer for as many takes 12 KiB of memory.
     const EVENTS_MAX: usize = 1024;
 
-    fn new() -> Result<Self, Refusal> {
-        let instance = sys::epoll_create().map_err(|errno| Refusal {
+    fn new() -> Result<Self, SetupError> {
+        let instance = sys::epoll_create().map_err(|errno| SetupError {
             step: "epoll_create1",
             errno,
             advice: "raise the limit of open descriptors (ulimit -n), or allow the call",
@@ -55,14 +55,14 @@ impl Poller for Epoll {
     }
 
     fn remove(&self, fd: BorrowedFd<'_>) {
-        // It fails only for what is not registered.
+        // It fails only for a descriptor that is not registered.
         let _ = sys::epoll_del(self.instance.as_fd(), fd);
     }
 
-    fn bell(&mut self, token: u64) -> Result<Arc<dyn Bell>, Errno> {
-        let bell = sys::EventBell::new()?;
-        self.add(bell.descriptor(), token, Watch::Incoming)?;
-        Ok(Arc::new(bell))
+    fn notifier(&mut self, token: u64) -> Result<Arc<dyn Notifier>, Errno> {
+        let notifier = sys::EventNotifier::new()?;
+        self.add(notifier.descriptor(), token, Watch::Incoming)?;
+        Ok(Arc::new(notifier))
     }
 
     fn alarm(&mut self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
@@ -108,12 +108,12 @@ impl Epoll {
         let left = at.saturating_duration_since(Instant::now());
         if !self.milliseconds_only {
             match sys::epoll_wait_precise(self.instance.as_fd(), &mut self.events, left) {
-                // Old sandboxes say EPERM to calls that they do not know.
+                // Old sandboxes answer EPERM to calls that they do not know.
                 Err(Errno(libc::ENOSYS | libc::EPERM)) => self.milliseconds_only = true,
                 collected => return collected,
             }
         }
-        // Up, because a deadline never fires early.
+        // Rounded up, because a deadline never fires early.
         let milliseconds = left.as_nanos().div_ceil(1_000_000);
         self.collect_milliseconds(c_int::try_from(milliseconds).unwrap_or(c_int::MAX))
     }
@@ -125,8 +125,12 @@ impl Epoll {
 
 #[inline]
 fn readiness(events: c_int) -> Readiness {
-    let plain = Readiness::READABLE.when(events & EPOLLIN != 0)
-        | Readiness::WRITABLE.when(events & EPOLLOUT != 0);
+    let plain = match (events & EPOLLIN != 0, events & EPOLLOUT != 0) {
+        (true, true) => Readiness::READABLE | Readiness::WRITABLE,
+        (true, false) => Readiness::READABLE,
+        (false, true) => Readiness::WRITABLE,
+        (false, false) => Readiness::default(),
+    };
     match events & !(EPOLLIN | EPOLLOUT) {
         0 => plain,
         rest if rest & (EPOLLHUP | EPOLLERR) != 0 => Readiness::OVER,

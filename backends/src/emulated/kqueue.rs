@@ -1,8 +1,8 @@
 //! The poller of the BSDs and macOS: `kqueue(2)`, edge-triggered.
 //!
-//! All changes are made at once, by calls of their own: a registration that the system refuses is
-//! the caller's error, so its receipt cannot wait, and a descriptor that is given up may be closed
-//! and its number used again before the next wait.
+//! Each change is a call of its own and is made at once. A registration that the system refuses is
+//! the caller's error, so its receipt cannot wait. A descriptor that is given up may be closed, and
+//! its number reused, before the next wait.
 
 use std::fmt;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
@@ -12,34 +12,34 @@ use std::time::{Duration, Instant};
 
 use super::poller::{Poller, Readiness, Watch};
 use crate::Until;
-use crate::error::{Errno, Refusal};
+use crate::error::{Errno, SetupError};
 use crate::sys;
 use crate::sys::kqueue::{Event, Filter, Kqueue as Queue};
-use crate::wake::Bell;
+use crate::wake::Notifier;
 
-/// Names of what is not a descriptor. They need not be unique across filters.
-const BELL: usize = 1;
+/// The identifiers of filters without a descriptor. They need not be unique across filters.
+const NOTIFIER: usize = 1;
 const ALARM: usize = 1;
 
 /// A kqueue.
-pub struct Kqueue {
-    /// The bell has a share in it: it may ring when the poller is gone.
+pub(crate) struct Kqueue {
+    /// The notifier shares it, because it may be called when the poller is gone.
     queue: Arc<Queue>,
     events: Vec<Event>,
-    /// A bell that has to be cleared when its event is seen.
-    pipe: Option<(u64, Arc<PipeBell>)>,
+    /// A notifier that has to be cleared when its event is seen.
+    pipe: Option<(u64, Arc<PipeNotifier>)>,
 }
 
 impl Poller for Kqueue {
-    /// Some systems have the flag of `send(2)` that would save this, but macOS and NetBSD only heed it
-    /// for receiving.
+    /// A flag of `send(2)` would save this on some systems, but macOS and NetBSD heed it only for
+    /// receiving.
     const NEEDS_NONBLOCKING: bool = true;
 
-    /// Takes 32 KiB of memory, 64 on FreeBSD.
+    /// The buffer for as many takes 32 KiB of memory, 64 KiB on FreeBSD.
     const EVENTS_MAX: usize = 1024;
 
-    fn new() -> Result<Self, Refusal> {
-        let queue = Queue::new().map_err(|errno| Refusal {
+    fn new() -> Result<Self, SetupError> {
+        let queue = Queue::new().map_err(|errno| SetupError {
             step: "kqueue",
             errno,
             advice: "raise the limit of open descriptors (ulimit -n), or of kqueues",
@@ -61,7 +61,7 @@ impl Poller for Kqueue {
         let write = Event::watch(Filter::Write, fd, token);
         match self.queue.apply([read, write])? {
             [Ok(()), Ok(())] => Ok(()),
-            // Never writable: a first write says so, without waiting.
+            // It is never writable. A first write says so, without waiting.
             [Ok(()), Err(errno)] if is_for_reading_only(errno) => Ok(()),
             [read, write] => {
                 self.forget(fd);
@@ -74,27 +74,28 @@ impl Poller for Kqueue {
         self.forget(fd.as_raw_fd());
     }
 
-    fn bell(&mut self, token: u64) -> Result<Arc<dyn Bell>, Errno> {
-        if let [Ok(())] = self.queue.apply([Event::user(BELL, token)])? {
+    fn notifier(&mut self, token: u64) -> Result<Arc<dyn Notifier>, Errno> {
+        if let [Ok(())] = self.queue.apply([Event::user(NOTIFIER, token)])? {
             let queue = Arc::clone(&self.queue);
-            return Ok(Arc::new(UserBell { queue, token }));
+            return Ok(Arc::new(UserNotifier { queue, token }));
         }
         // NetBSD before 10 and OpenBSD before 7.8 have no user events.
-        let bell = Arc::new(PipeBell::new()?);
-        self.add(bell.descriptor(), token, Watch::Incoming)?;
-        self.pipe = Some((token, Arc::clone(&bell)));
-        Ok(bell)
+        let notifier = Arc::new(PipeNotifier::new()?);
+        self.add(notifier.descriptor(), token, Watch::Incoming)?;
+        self.pipe = Some((token, Arc::clone(&notifier)));
+        Ok(notifier)
     }
 
     fn alarm(&mut self, token: u64, at: Option<Instant>) -> Result<(), Errno> {
-        // Not every system sets a running timer anew, or takes back that it has fired.
+        // Stopped first: not every system restarts a running timer, or takes back an event of one
+        // that has fired.
         let stop = Event::forget(Filter::Timer, ALARM);
         let Some(at) = at else {
             return self.queue.apply([stop]).map(drop);
         };
         let left = at.saturating_duration_since(Instant::now());
-        // Up: a timer that is early costs a look at the clock. NetBSD's are, before 10, by a tick at
-        // most. Not zero, which some systems refuse.
+        // Rounded up: a timer that is early costs a look at the clock. Those of NetBSD before 10
+        // are early by a tick at most. Not zero, which some systems refuse.
         let ms = left.as_nanos().div_ceil(1_000_000).max(1);
         let ms = u32::try_from(ms).unwrap_or(u32::MAX);
         let [_, started] = self.queue.apply([stop, Event::timer(ALARM, token, ms)])?;
@@ -111,8 +112,8 @@ impl Poller for Kqueue {
             Err(Errno(libc::EINTR)) => return Ok(0),
             collected => collected?,
         }
-        if let Some((bell, pipe)) = &self.pipe
-            && self.events.iter().any(|event| event.token() == *bell)
+        if let Some((notifier, pipe)) = &self.pipe
+            && self.events.iter().any(|event| event.token() == *notifier)
         {
             pipe.clear();
         }
@@ -133,14 +134,15 @@ impl Poller for Kqueue {
 impl Kqueue {
     fn forget(&self, fd: RawFd) {
         let [read, write] = [Filter::Read, Filter::Write].map(|it| Event::forget(it, fd as usize));
-        // Either may never have been there.
+        // Either filter may never have been registered.
         let _ = self.queue.apply([read, write]);
     }
 }
 
-/// Whether this is what systems say, each in its own way, of what can be watched for reading only:
-/// another kqueue, some devices (macOS: `ENODEV`), a pipe that nobody reads, and either end of a pipe
-/// whose other end is gone (NetBSD: `EBADF`). It was watched for reading a moment ago, so it is open.
+/// Whether a system says by this error that a descriptor can be watched for reading only. Each
+/// system has its own: for another kqueue, for some devices (macOS: `ENODEV`), for a pipe that
+/// nobody reads, and for either end of a pipe whose other end is gone (NetBSD: `EBADF`). The
+/// descriptor was watched for reading a moment ago, so it is open.
 fn is_for_reading_only(errno: Errno) -> bool {
     matches!(
         errno.0,
@@ -159,14 +161,14 @@ fn readiness(event: &Event) -> Readiness {
 
 /// A user event of the poller's own queue.
 #[derive(Debug)]
-struct UserBell {
+struct UserNotifier {
     queue: Arc<Queue>,
     token: u64,
 }
 
-impl Bell for UserBell {
-    fn ring(&self) {
-        self.queue.trigger(BELL, self.token);
+impl Notifier for UserNotifier {
+    fn notify(&self) {
+        self.queue.trigger(NOTIFIER, self.token);
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -176,28 +178,28 @@ impl Bell for UserBell {
 
 /// A pipe that the queue watches.
 #[derive(Debug)]
-struct PipeBell {
+struct PipeNotifier {
     reader: PipeReader,
     writer: PipeWriter,
 }
 
-impl PipeBell {
+impl PipeNotifier {
     fn new() -> Result<Self, Errno> {
         let (reader, writer) = pipe()?;
         sys::set_nonblocking(reader.as_fd(), true)?;
         sys::set_nonblocking(writer.as_fd(), true)?;
-        Ok(PipeBell { reader, writer })
+        Ok(PipeNotifier { reader, writer })
     }
 
-    /// Makes room, so that the next ring is a change again.
+    /// Empties the pipe, so that the next wake-up is a change again.
     fn clear(&self) {
         while matches!((&self.reader).read(&mut [0; 64]), Ok(64)) {}
     }
 }
 
-impl Bell for PipeBell {
-    fn ring(&self) {
-        // A full pipe has rung.
+impl Notifier for PipeNotifier {
+    fn notify(&self) {
+        // A full pipe is readable already.
         let _ = (&self.writer).write(&[1]);
     }
 

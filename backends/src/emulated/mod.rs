@@ -1,21 +1,21 @@
-//! The emulated backend: a proactor over a system's readiness poller. It does the reads and
-//! writes itself, when the poller has said that they will not block.
+//! The emulated backend: a proactor over a system's readiness poller. It does the reads and writes
+//! itself, after the poller has said that they will not block.
 //!
-//! - `poller.rs` is the trait that a system implements, `epoll.rs` and `kqueue.rs` do so;
-//! - `engine.rs` decides what runs when, `attempt.rs` runs it;
-//! - `slot.rs` is the table of sockets, `cursor.rs` the memory of swap reads.
+//! - `poller.rs`: the trait that a system implements, as `epoll.rs` and `kqueue.rs` do;
+//! - `scheduler.rs`: which operation runs when; `attempt.rs`: one attempt at an operation;
+//! - `slot.rs`: the table of sockets; `block_writer.rs`: the memory of swap reads.
 //!
-//! This file is the turn: run what was started, then collect events, and not one system call more
-//! than that takes.
+//! This file is the turn: it runs the started operations, then collects events, with no system call
+//! beyond that.
 
 mod attempt;
-mod cursor;
-mod engine;
+mod block_writer;
 #[cfg(gaio_epoll)]
-pub mod epoll;
+pub(crate) mod epoll;
 #[cfg(gaio_kqueue)]
-pub mod kqueue;
-pub mod poller;
+pub(crate) mod kqueue;
+pub(crate) mod poller;
+mod scheduler;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -26,60 +26,62 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::engine::{Engine, Step};
 use self::poller::{Poller, Readiness, Watch};
+use self::scheduler::Scheduler;
 use self::slot::Flags;
 use crate::error::Errno;
-use crate::error::Refusal;
+use crate::error::SetupError;
 use crate::sys::NoWait;
 use crate::{
-    Backend, Buffer, Completion, Counts, Loads, Options, Payload, Place, Pool, Request, Sink,
-    SocketKind, SwapRoom, Until, Waker, sys,
+    Backend, Completion, Counts, LaneId, OpTableView, Options, Pool, Request, SocketKind, SwapRoom,
+    Until, Waker, sys,
 };
 
-/// Tokens of no slot: there are never so many.
+/// Tokens that belong to no slot: there are never that many slots.
 const WAKER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
 /// A proactor over the poller `P`.
-pub struct Emulated<P> {
-    engine: Engine,
+pub(crate) struct Emulated<P> {
+    scheduler: Scheduler,
     poller: P,
     waker: Arc<Waker>,
-    /// Somebody else waits for the poller's descriptor.
+    /// Another event loop may wait for the poller's descriptor.
     nested: bool,
-    /// The last turn had enough to do and did not ask for events.
+    /// The last turn ended without asking for events (`wait` says why).
     skipped: bool,
-    /// The first completion of the turn: found by `wait`, which has to know if there is one.
+    /// The first completion of the turn. `wait` may sleep only if nothing is complete, so it takes
+    /// the first completion and keeps it here for `next`.
     ahead: Option<Completion>,
-    /// Events of the last call that asked for some, and how many of them were looked at.
+    /// The number of events that the last call collected, and the number of those that were looked
+    /// at.
     collected: usize,
     seen: usize,
-    /// This turn has asked for events.
+    /// Whether this turn has asked for events.
     asked: bool,
-    /// This turn begins with events that found no room in the last.
+    /// Whether this turn begins with the events that the watcher had no room for in the last one.
     events_first: bool,
 }
 
 impl<P: Poller> Emulated<P> {
-    /// Builds one.
+    /// Builds the backend.
     ///
     /// # Errors
-    /// The system's refusal, and at which step.
-    pub fn new(options: &Options) -> Result<Self, Refusal> {
+    /// The system's error, and the step that failed.
+    pub(crate) fn new(options: &Options) -> Result<Self, SetupError> {
         let refused = |step| {
-            move |errno| Refusal {
+            move |errno| SetupError {
                 step,
                 errno,
                 advice: "raise the limit of open descriptors (ulimit -n)",
             }
         };
         let mut poller = P::new()?;
-        let waker = poller.bell(WAKER).and_then(Waker::with);
+        let waker = poller.notifier(WAKER).and_then(Waker::with);
         let waker = Arc::new(waker.map_err(refused("the wake-up"))?);
         let pool = options.pool(&waker);
         Ok(Emulated {
-            engine: Engine::new(pool, waker.process()),
+            scheduler: Scheduler::new(pool, waker.process()),
             poller,
             waker,
             nested: false,
@@ -95,7 +97,7 @@ impl<P: Poller> Emulated<P> {
     #[inline]
     fn ask(&mut self, until: Until) -> Result<(), Errno> {
         self.asked = true;
-        self.engine.counts.waits += 1;
+        self.scheduler.counts.waits += 1;
         (self.seen, self.collected) = (0, 0);
         self.collected = self.poller.wait(until)?;
         Ok(())
@@ -109,21 +111,9 @@ impl<P: Poller> Emulated<P> {
         self.seen += 1;
         self.poller.event(self.seen - 1)
     }
-
-    #[inline]
-    fn next_started(&mut self) -> Option<Completion> {
-        if self.events_first {
-            return None;
-        }
-        self.engine.next_started()
-    }
-
-    /// Whether something is to be done before the next event.
-    #[inline(always)]
-    fn has_started(&self) -> bool {
-        !self.events_first && self.engine.has_started()
-    }
 }
+
+impl<P: Poller> crate::sealed::Backend for Emulated<P> {}
 
 impl<P: Poller> Backend for Emulated<P> {
     fn attach(
@@ -132,7 +122,7 @@ impl<P: Poller> Backend for Emulated<P> {
         socket: OwnedFd,
         kind: SocketKind,
     ) -> Result<(), (Errno, OwnedFd)> {
-        let counts = &mut self.engine.counts;
+        let counts = &mut self.scheduler.counts;
         let prepared = prepare(counts, socket.as_fd(), kind, P::NEEDS_NONBLOCKING);
         let (flags, mut no_wait) = match prepared {
             Ok(known) => known,
@@ -142,37 +132,37 @@ impl<P: Poller> Backend for Emulated<P> {
             SocketKind::Listener => Watch::Incoming,
             SocketKind::Stream | SocketKind::Other => Watch::Both,
         };
-        self.engine.counts.others += 1;
-        let token = self.engine.token(slot);
+        self.scheduler.counts.others += 1;
+        let token = self.scheduler.token(slot);
         if let Err(errno) = self.poller.add(socket.as_fd(), token, watch) {
-            let counts = &mut self.engine.counts;
+            let counts = &mut self.scheduler.counts;
             no_wait.calls(socket.as_raw_fd(), counts).restore();
             return Err((errno, socket));
         }
-        self.engine.seat(slot, socket, flags, no_wait);
+        self.scheduler.attach(slot, socket, flags, no_wait);
         Ok(())
     }
 
     fn detach(&mut self, slot: u32) -> Option<OwnedFd> {
-        let (socket, mut no_wait) = self.engine.vacate(slot)?;
-        self.engine.counts.others += 1;
+        let (socket, mut no_wait) = self.scheduler.detach(slot)?;
+        self.scheduler.counts.others += 1;
         self.poller.remove(socket.as_fd());
-        let counts = &mut self.engine.counts;
+        let counts = &mut self.scheduler.counts;
         no_wait.calls(socket.as_raw_fd(), counts).restore();
         Some(socket)
     }
 
     fn release(&mut self, slot: u32) -> Option<OwnedFd> {
-        let entry = self.engine.slots.get_mut(slot as usize)?;
-        entry.let_go(&mut self.engine.counts);
-        let (socket, _) = self.engine.vacate(slot)?;
-        self.engine.counts.others += 1;
+        let entry = self.scheduler.slots.get_mut(slot as usize)?;
+        entry.let_go(&mut self.scheduler.counts);
+        let (socket, _) = self.scheduler.detach(slot)?;
+        self.scheduler.counts.others += 1;
         self.poller.remove(socket.as_fd());
         Some(socket)
     }
 
     fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
-        let entry = self.engine.slots.get(slot as usize)?;
+        let entry = self.scheduler.slots.get(slot as usize)?;
         entry.socket.as_ref().map(AsFd::as_fd)
     }
 
@@ -182,31 +172,25 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 
     #[inline]
-    fn loads(&mut self) -> Loads<'_> {
-        self.engine.loads.as_loads()
+    fn op_table(&mut self) -> OpTableView<'_> {
+        self.scheduler.op_table.view()
     }
 
-    fn start(&mut self, at: Place, request: Request) {
-        self.engine.start(at, request);
+    fn unwritten(&self, at: LaneId) -> usize {
+        self.scheduler.op_table.unwritten_len(at)
     }
 
-    #[inline(always)]
-    fn start_read_swap(&mut self, at: Place) -> bool {
-        self.engine.start_read_swap(at);
-        true
+    #[inline]
+    fn start(&mut self, at: LaneId, request: Request) -> Option<Completion> {
+        self.scheduler.start(at, request)
     }
 
-    #[inline(always)]
-    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
-        self.engine.start_write(at)
-    }
-
-    fn cancel(&mut self, at: Place, last_try: bool) {
-        self.engine.cancel(at, last_try);
+    fn cancel(&mut self, at: LaneId, last_try: bool) {
+        self.scheduler.cancel(at, last_try);
     }
 
     fn shutdown(&mut self, slot: u32, how: Shutdown) -> Result<(), Errno> {
-        self.engine.counts.others += 1;
+        self.scheduler.counts.others += 1;
         let socket = self.socket(slot).ok_or(Errno(libc::EBADF))?;
         sys::shutdown(socket, how)
     }
@@ -215,28 +199,28 @@ impl<P: Poller> Backend for Emulated<P> {
         Ok(())
     }
 
-    /// What was started runs first. If that completes something, the turn ends without a call
-    /// that asks for events: the next one will ask anyway, and often nothing has come yet. Two
-    /// turns in a row never do so, or busy connections would starve the others.
+    /// Runs the started operations first. If that completes something, the turn ends without a call
+    /// that asks for events: the next turn asks anyway, and often nothing has come yet. Two turns
+    /// in a row never do so, or busy connections would starve the others.
     fn wait(&mut self, until: Until) -> Result<(), Errno> {
-        // Events that found no room come before what was started since, or busy connections would
-        // take the room again.
+        // Left-over events come before newly started operations, or busy connections would take the
+        // room of the others again.
         self.asked = false;
         self.events_first = self.seen < self.collected;
         if self.events_first {
             return Ok(());
         }
-        self.engine.begin_turn();
+        self.scheduler.begin_turn();
         if self.ahead.is_none() {
-            self.ahead = self.engine.next_started();
+            self.ahead = self.scheduler.next_started();
         }
-        let wrote = std::mem::take(&mut self.engine.wrote_at_once);
-        let has_completed = self.ahead.is_some() || wrote;
+        let at_start = std::mem::take(&mut self.scheduler.completed_at_start);
+        let has_completed = self.ahead.is_some() || at_start;
         self.skipped = has_completed && !self.skipped;
         if self.skipped {
             return Ok(());
         }
-        let until = if has_completed || self.engine.has_work() {
+        let until = if has_completed || self.scheduler.has_work() {
             Until::Now
         } else {
             until
@@ -244,12 +228,19 @@ impl<P: Poller> Backend for Emulated<P> {
         self.ask(until)
     }
 
+    #[inline]
     fn next(&mut self) -> Option<Completion> {
-        if let Some(completion) = self.ahead.take() {
-            return Some(completion);
+        if self.ahead.is_some() {
+            return self.ahead.take();
         }
         loop {
-            if let Some(completion) = self.next_started() {
+            // Started lanes run between two events, so that a second lane or the next step of a
+            // stream does not wait behind all events. Left-over events are the exception: they are
+            // older.
+            if !self.events_first
+                && self.scheduler.has_started()
+                && let Some(completion) = self.scheduler.next_started()
+            {
                 return Some(completion);
             }
             let Some((token, readiness)) = self.next_event() else {
@@ -258,53 +249,19 @@ impl<P: Poller> Backend for Emulated<P> {
                 }
                 return None;
             };
-            let step = self.engine.event(token, readiness);
-            if let Some(completion) = self.engine.completion(step) {
+            if let Some(completion) = self.scheduler.event(token, readiness) {
                 return Some(completion);
             }
         }
     }
 
-    #[inline]
-    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>) {
-        let mut left = most;
-        while left > 0 {
-            // Only events are many; all else has its turn between them.
-            if self.ahead.is_none()
-                && !self.has_started()
-                && let Some((token, readiness)) = self.next_event()
-            {
-                match self.engine.event(token, readiness) {
-                    Step::Nothing => continue,
-                    Step::Received(at, lease) => sink.received(self, at, lease),
-                    Step::Streamed(at, lease) => sink.streamed(self, at, lease),
-                    Step::Completed(completion) => {
-                        let payload = self.engine.brought.take();
-                        sink.completed(self, completion, payload);
-                    }
-                }
-            } else if let Some(completion) = self.next() {
-                let payload = self.engine.brought.take();
-                sink.completed(self, completion, payload);
-            } else {
-                return;
-            }
-            left -= 1;
-        }
-    }
-
-    #[inline]
-    fn payload(&mut self) -> Payload {
-        self.engine.brought.take()
-    }
-
     fn has_work(&mut self) -> bool {
         let left_events = self.seen < self.collected;
-        // Behind events that nobody asked for, there may be others.
+        // A full batch of events may not have been the last.
         let uncollected = self.collected == P::EVENTS_MAX;
-        // A turn that did not ask does not know what has come.
+        // A turn that did not ask for events does not know whether there are any.
         let unasked = !self.asked;
-        left_events || uncollected || unasked || self.ahead.is_some() || self.engine.has_work()
+        left_events || uncollected || unasked || self.ahead.is_some() || self.scheduler.has_work()
     }
 
     fn readiness(&mut self) -> Result<OwnedFd, Errno> {
@@ -318,7 +275,7 @@ impl<P: Poller> Backend for Emulated<P> {
 
     fn arm(&mut self, at: Option<Instant>) {
         if self.nested {
-            // It was set up before; setting it again takes nothing that could be refused.
+            // The alarm was set up before; setting it again takes nothing that could be refused.
             let _ = self.poller.alarm(TIMER, at);
         }
     }
@@ -328,39 +285,39 @@ impl<P: Poller> Backend for Emulated<P> {
     }
 
     fn pool(&self) -> &Pool {
-        self.engine.cursor.pool()
+        self.scheduler.block_writer.pool()
     }
 
     fn swap_room(&mut self) -> SwapRoom {
-        SwapRoom::packed(self.engine.cursor.room_bytes())
+        SwapRoom::packed(self.scheduler.block_writer.room_bytes())
     }
 
     fn counts(&self) -> &Counts {
-        &self.engine.counts
+        &self.scheduler.counts
     }
 }
 
-/// Readies a descriptor for calls that must not block and raise no signal; returns what is known
-/// of it.
+/// Prepares a descriptor for calls that must not block and must not raise a signal. Returns its
+/// initial flags and the means against blocking.
 fn prepare(
     counts: &mut Counts,
     fd: BorrowedFd<'_>,
     kind: SocketKind,
     nonblocking: bool,
 ) -> Result<(Flags, NoWait), Errno> {
-    counts.others += u64::from(sys::silence(fd, kind)?);
-    // The look at the address, below.
+    counts.others += u64::from(sys::disable_sigpipe(fd, kind)?);
+    // `may_be_unix` asks for the address.
     counts.others += u64::from(kind == SocketKind::Stream);
     let flags = match kind {
         // A fresh connection nearly always takes a first write. A read from a Unix socket ends
-        // where descriptors were passed along: being short, it does not prove that nothing is left.
+        // where descriptors were passed along, so a short read does not prove that nothing is left.
         SocketKind::Stream if sys::may_be_unix(fd) => Flags::WRITABLE | Flags::DOUBT,
         SocketKind::Stream => Flags::WRITABLE,
         SocketKind::Listener => Flags::default(),
         SocketKind::Other => Flags::WRITABLE | Flags::FILE | Flags::DOUBT,
     };
     let mut no_wait = NoWait::default();
-    // The mode of all others is looked at before each call.
+    // The mode of all other descriptors is checked before each call.
     if kind == SocketKind::Stream && nonblocking {
         no_wait.calls(fd.as_raw_fd(), counts).look()?;
     }
@@ -370,7 +327,7 @@ fn prepare(
 impl<P> fmt::Debug for Emulated<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Emulated")
-            .field("counts", &self.engine.counts)
+            .field("counts", &self.scheduler.counts)
             .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,5 @@
-//! The table of attached sockets. An entry is small, because idle connections are many: what an
-//! operation carries along lies in the table of loads.
+//! The table of attached sockets. An entry is small, because idle connections are many. The data of
+//! an operation is in the table of operation data.
 
 use std::ops::BitOr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -9,47 +9,29 @@ use crate::batch::Batch;
 use crate::error::Errno;
 use crate::slots::reserve_gently;
 use crate::sys::{self, Calls, NoWait, TRANSFER_MAX};
-use crate::{Completion, Counts, Lane};
+use crate::{Completion, Counts, Lane, Request};
 
-/// One place of the table, taken or not.
+/// One slot, in use or not.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) socket: Option<OwnedFd>,
-    /// Which life of the slot it is. Part of the poller's token, so that an event of an old life
+    /// The life of the slot. It is part of the poller's token, so that an event of an earlier life
     /// is recognised.
     pub(super) generation: u32,
     pub(super) flags: Flags,
     pub(super) no_wait: NoWait,
-    ops: [Op; 2],
+    /// The operation of each lane.
+    running: [Option<Request>; 2],
 }
 
 const _: () = assert!(size_of::<Slot>() <= 12);
 
-/// What runs on a lane.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Op {
-    #[default]
-    Idle,
-    ReadSwap,
-    ReadStream,
-    ReadPrivate,
-    Read,
-    Write,
-    Accept,
-    AcceptStream,
-    Connect,
-    /// The kernel is connecting.
-    Connecting,
-    /// Waits until it is ready for what its lane does.
-    Ready,
-}
-
-/// How a descriptor is read and written, without blocking.
+/// A descriptor to read and write without blocking.
 #[derive(Debug)]
 pub(super) enum Source<'a> {
-    /// By `recv(2)` and its kin.
+    /// A socket: `recv(2)` and its kin.
     Socket(RawFd),
-    /// What is no socket, by `read(2)` and its kin.
+    /// Any other descriptor: `read(2)` and its kin.
     Other(Calls<'a>),
 }
 
@@ -69,7 +51,7 @@ impl Source<'_> {
         }
     }
 
-    /// The same into memory that is initialised.
+    /// Reads once into memory that is initialised.
     pub(super) fn read_into(self, bytes: &mut [u8]) -> Result<usize, Errno> {
         // SAFETY: `bytes` is borrowed for the call, mutably.
         unsafe { self.read(bytes.as_mut_ptr(), bytes.len()) }
@@ -84,7 +66,7 @@ impl Source<'_> {
         }
     }
 
-    /// The same for several buffers.
+    /// Writes several buffers once.
     pub(super) fn write_batch(self, batch: &mut Batch) -> Result<usize, Errno> {
         match self {
             Source::Socket(fd) => batch.send(fd),
@@ -98,17 +80,19 @@ impl Source<'_> {
 pub(super) struct Flags(u8);
 
 impl Flags {
-    /// As far as is known, reading (writing) would not block. `ready(lane)` is the one for a lane.
+    /// As far as is known, reading or writing would not block. `ready(lane)` is the flag of a lane.
     pub(super) const READABLE: Flags = Flags::from_event(Readiness::READABLE);
     pub(super) const WRITABLE: Flags = Flags::from_event(Readiness::WRITABLE);
-    /// The lane is in the queue. Belongs to the queue's entry, so it outlives the socket.
+    /// The lane is in the queue. The flag belongs to the queue's entry, so it outlives the socket.
     const QUEUED: Flags = Flags(1 << 3);
     /// A short transfer does not prove that nothing is left.
     pub(super) const DOUBT: Flags = Flags::from_event(Readiness::BEYOND_DATA);
-    /// Not a socket.
+    /// The kernel is connecting.
+    pub(super) const CONNECTING: Flags = Flags(1 << 5);
+    /// The descriptor is not a socket.
     pub(super) const FILE: Flags = Flags(1 << 7);
 
-    /// All that events can say.
+    /// All flags that events can set.
     pub(super) const ALL_READY: Flags = Flags::from_event(Readiness::OVER);
 
     #[inline]
@@ -121,7 +105,7 @@ impl Flags {
         Flags(Flags::QUEUED.0 << lane as u8)
     }
 
-    /// What an event says.
+    /// The flags that an event sets.
     #[inline]
     pub(super) const fn from_event(readiness: Readiness) -> Flags {
         Flags(readiness.bits())
@@ -142,7 +126,7 @@ impl Flags {
         self.0 &= !flags.0;
     }
 
-    /// What is left when the socket goes.
+    /// The flags that stay when the socket goes.
     pub(super) fn of_vacancy(self) -> Flags {
         let outlive = Flags::queued(Lane::Read) | Flags::queued(Lane::Write);
         Flags(self.0 & outlive.0)
@@ -159,16 +143,16 @@ impl BitOr for Flags {
 
 impl Slot {
     #[inline]
-    pub(super) fn op(&self, lane: Lane) -> Op {
-        self.ops[lane as usize]
+    pub(super) fn running(&self, lane: Lane) -> Option<Request> {
+        self.running[lane as usize]
     }
 
     #[inline]
-    pub(super) fn set_op(&mut self, lane: Lane, op: Op) {
-        self.ops[lane as usize] = op;
+    pub(super) fn set_running(&mut self, lane: Lane, request: Option<Request>) {
+        self.running[lane as usize] = request;
     }
 
-    /// The descriptor; -1, which every call refuses, if there is none.
+    /// The descriptor, or -1, which every call refuses, if there is none.
     #[inline]
     pub(super) fn fd(&self) -> RawFd {
         self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)
@@ -183,29 +167,30 @@ impl Slot {
         }
     }
 
-    /// Leaves the descriptor to others who may have it. What is theirs goes back as it came (pipes,
-    /// terminals). The mode of a socket is left alone: another watcher may count on it.
+    /// Leaves the descriptor to its other users. Pipes and terminals get back the mode in which
+    /// they came. The mode of a socket is left alone: another watcher may rely on it.
     pub(super) fn let_go(&mut self, counts: &mut Counts) {
         if self.flags.has(Flags::FILE) {
             self.no_wait.calls(self.fd(), counts).restore();
         }
     }
 
-    /// Whether the lane's operation would get somewhere, as far as is known.
+    /// Whether the lane has an operation that would not block, as far as is known.
     #[inline]
     pub(super) fn can_run(&self, lane: Lane) -> bool {
-        self.flags.has(Flags::ready(lane)) && self.op(lane) != Op::Idle
+        self.flags.has(Flags::ready(lane)) && self.running(lane).is_some()
     }
 
-    /// It would block: nothing completes before the next change makes an event.
+    /// Notes that a call would block: nothing completes before the next change makes an event.
     #[inline]
     pub(super) fn forget_ready(&mut self, lane: Lane) -> Option<Completion> {
         self.flags.clear(Flags::ready(lane));
         None
     }
 
-    /// Learns from a transfer of `len` bytes where `asked` were possible. Less (but not because one
-    /// call has its limit) means that nothing is left, and that the next change makes an event.
+    /// Learns from a transfer of `len` bytes where `asked` were possible. A short transfer means
+    /// that nothing is left, and that the next change makes an event. It means nothing where it is
+    /// due to the limit of one call.
     #[inline]
     pub(super) fn learn(&mut self, lane: Lane, len: usize, asked: usize) {
         if len < asked.min(TRANSFER_MAX) && len > 0 && !self.flags.has(Flags::DOUBT) {
@@ -214,8 +199,8 @@ impl Slot {
     }
 }
 
-/// Makes `slots` long enough for a slot, and gives it.
-pub(super) fn reach(slots: &mut Vec<Slot>, slot: u32) -> &mut Slot {
+/// The entry of a slot. The table grows if there is none.
+pub(super) fn slot_or_grow(slots: &mut Vec<Slot>, slot: u32) -> &mut Slot {
     let index = slot as usize;
     while slots.len() <= index {
         reserve_gently(slots);

@@ -1,16 +1,16 @@
-//! What one attempt of the simulated kernel at each kind of operation does.
+//! One attempt of the simulated kernel at each kind of operation.
 
 use super::Sim;
 use crate::error::Errno;
-use crate::swap::{Credit, Filling, SwapBuf};
-use crate::{Completion, Interest, Payload, Place, Request};
+use crate::swap::{Credit, OpenBlock, SwapBuf};
+use crate::{Completion, Interest, LaneId, Outcome, Request};
 
-/// What came of an attempt: bytes and what they bring, or an error; nothing if it has to wait.
-pub(super) type Attempt = Option<Result<(u32, Payload), Errno>>;
+/// The outcome of an attempt; none if the operation has to wait.
+pub(super) type Attempt = Option<Outcome>;
 
 impl Sim {
-    /// Attempts an operation, if no fault comes between.
-    pub(super) fn attempt(&mut self, at: Place) {
+    /// Attempts an operation, unless a fault comes first.
+    pub(super) fn attempt(&mut self, at: LaneId) {
         let request = self.running.get(&at).map(|running| running.request);
         let writes = matches!(request, Some(Request::Write | Request::WriteMany));
         let mut state = self.world.lock();
@@ -30,8 +30,8 @@ impl Sim {
         }
     }
 
-    /// Attempts an operation and ends it if that got anywhere.
-    pub(super) fn attempt_plainly(&mut self, at: Place) {
+    /// Attempts an operation without faults of the call, and completes it unless it has to wait.
+    pub(super) fn attempt_plainly(&mut self, at: LaneId) {
         let Some(running) = self.running.get(&at) else {
             return;
         };
@@ -48,22 +48,20 @@ impl Sim {
             Request::Connect => self.connect(at, end),
             Request::Ready(interest) => self.ready(end, interest),
         };
-        match attempt {
-            None => {}
-            Some(Err(errno)) => self.finish(at, Err(errno)),
-            Some(Ok((len, payload))) => {
-                let streams = match request {
-                    Request::ReadStream => len > 0,
-                    request => request == Request::AcceptStream,
-                };
-                let more = streams && !self.world.lock().fault(6);
-                let result = Ok(len);
-                self.complete(Completion { at, more, result }, payload);
-            }
-        }
+        let Some(outcome) = attempt else {
+            return;
+        };
+        let streams = matches!(
+            (&outcome, request),
+            (Outcome::Leased(_), Request::ReadStream)
+                | (Outcome::Accepted(_), Request::AcceptStream)
+        );
+        let more = streams && !self.world.lock().fault(6);
+        self.complete(Completion { at, more, outcome });
     }
 
-    /// How many bytes a read of at most `room` would take; the end, an error, or nothing yet.
+    /// The number of bytes that a read of at most `room` takes, or the end, or an error. `None` if
+    /// there is nothing yet.
     fn readable(&self, end: usize, room: usize) -> Option<Result<usize, Errno>> {
         let mut state = self.world.lock();
         let from = &state.ends[end];
@@ -76,82 +74,82 @@ impl Sim {
         }
     }
 
-    fn read_swap(&mut self, at: Place, end: usize) -> Attempt {
-        if self.filling.is_none() {
-            self.filling = self.pool.checkout();
+    fn read_swap(&mut self, at: LaneId, end: usize) -> Attempt {
+        if self.open_block.is_none() {
+            self.open_block = self.pool.checkout();
         }
         let room = self
-            .filling
+            .open_block
             .as_ref()
-            .map_or(usize::MAX, |filling| filling.left());
+            .map_or(usize::MAX, |open_block| open_block.left());
         let len = match self.readable(end, room)? {
-            Ok(0) => return Some(Ok((0, Payload::None))),
+            Ok(0) => return Some(Outcome::Done(0)),
             Ok(len) => len,
-            Err(errno) => return Some(Err(errno)),
+            Err(errno) => return Some(Outcome::Failed(errno)),
         };
-        if self.filling.is_none() || self.world.lock().fault(20) {
-            return Some(Err(Errno(libc::ENOBUFS)));
+        if self.open_block.is_none() || self.world.lock().fault(20) {
+            return Some(Outcome::Failed(Errno(libc::ENOBUFS)));
         }
         let request = self.running.get(&at)?.request;
         let is_stream = matches!(request, Request::ReadStream | Request::ReadStep);
-        let charged = self.loads.credit(at.slot()).filter(|_| is_stream);
-        let mut filling = self.filling.take()?;
-        let lease = self.fill(&mut filling, end, len, charged);
+        let charged = self.op_table.credit(at.slot()).filter(|_| is_stream);
+        let mut open_block = self.open_block.take()?;
+        let lease = self.fill(&mut open_block, end, len, charged);
         // A block that is used up goes back at once: others may wait for it.
-        self.filling = Some(filling).filter(|filling| filling.left() > 0);
-        Some(Ok((len as u32, Payload::Lease(lease))))
+        self.open_block = Some(open_block).filter(|open_block| open_block.left() > 0);
+        Some(Outcome::Leased(lease))
     }
 
-    /// Moves bytes into a buffer.
+    /// Moves received bytes into a block, and leases them.
     fn fill(
         &self,
-        filling: &mut Filling,
+        open_block: &mut OpenBlock,
         end: usize,
         len: usize,
         charged: Option<&Credit>,
     ) -> SwapBuf {
         let bytes: Vec<u8> = self.world.lock().ends[end].incoming.drain(..len).collect();
-        let (tail, _) = filling.tail();
-        // SAFETY: the tail is valid for writes of what is left, which is no less than `len`;
-        // nobody else knows of it.
+        let (tail, _) = open_block.tail();
+        // SAFETY: the tail is valid for writes of all that is left, which is at least `len` bytes;
+        // nobody else writes to it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), tail, len) };
         // SAFETY: these bytes were just written, and later ones go behind them.
-        unsafe { filling.lease(len, charged) }
+        unsafe { open_block.lease(len, charged) }
     }
 
-    fn read_private(&mut self, at: Place, end: usize) -> Attempt {
-        let account = self.loads.credit(at.slot());
+    fn read_private(&mut self, at: LaneId, end: usize) -> Attempt {
+        let account = self.op_table.credit(at.slot());
         assert!(account.is_some(), "{at:?} has no account to charge");
         let account = account?;
-        let Some(mut filling) = self.pool.checkout_private(account) else {
-            return Some(Err(Errno(libc::ENOBUFS)));
+        let Some(mut open_block) = self.pool.checkout_private(account) else {
+            return Some(Outcome::Failed(Errno(libc::ENOBUFS)));
         };
-        let len = match self.readable(end, filling.left()) {
-            None => return Some(Err(Errno(libc::EAGAIN))),
-            Some(Ok(0)) => return Some(Ok((0, Payload::None))),
+        let len = match self.readable(end, open_block.left()) {
+            None => return Some(Outcome::Failed(Errno(libc::EAGAIN))),
+            Some(Ok(0)) => return Some(Outcome::Done(0)),
             Some(Ok(len)) => len,
-            Some(Err(errno)) => return Some(Err(errno)),
+            Some(Err(errno)) => return Some(Outcome::Failed(errno)),
         };
-        let lease = self.fill(&mut filling, end, len, None);
-        Some(Ok((len as u32, Payload::Lease(lease))))
+        let lease = self.fill(&mut open_block, end, len, None);
+        Some(Outcome::Leased(lease))
     }
 
-    fn read(&mut self, at: Place, end: usize) -> Attempt {
-        let room = self.loads.unread(at).len();
+    fn read(&mut self, at: LaneId, end: usize) -> Attempt {
+        let room = self.op_table.unread(at).len();
         assert!(room > 0, "{at:?} has no room to read into");
         let len = match self.readable(end, room)? {
             Ok(len) => len,
-            Err(errno) => return Some(Err(errno)),
+            Err(errno) => return Some(Outcome::Failed(errno)),
         };
         let mut state = self.world.lock();
         let bytes = state.ends[end].incoming.drain(..len);
-        for (to, byte) in self.loads.unread(at).iter_mut().zip(bytes) {
+        for (to, byte) in self.op_table.unread(at).iter_mut().zip(bytes) {
             *to = byte;
         }
-        Some(Ok((len as u32, Payload::None)))
+        Some(Outcome::Done(len as u32))
     }
 
-    pub(super) fn write(&self, at: Place, end: usize) -> Attempt {
+    fn write(&self, at: LaneId, end: usize) -> Attempt {
         let running = self.running.get(&at)?;
         let mut state = self.world.lock();
         let to = &state.ends[end];
@@ -161,10 +159,10 @@ impl Sim {
             } else {
                 libc::EPIPE
             };
-            return Some(Err(Errno(errno)));
+            return Some(Outcome::Failed(Errno(errno)));
         }
         let window = to.window.saturating_sub(to.outgoing.len());
-        let parts = self.loads.parts(at);
+        let parts = self.op_table.parts(at);
         let most = parts
             .iter()
             .map(|part| part.len())
@@ -185,7 +183,7 @@ impl Sim {
             state.ends[end].outgoing.extend(taken);
             left -= taken.len();
         }
-        Some(Ok((len as u32, Payload::None)))
+        Some(Outcome::Done(len as u32))
     }
 
     fn accept(&mut self, end: usize) -> Attempt {
@@ -194,26 +192,26 @@ impl Sim {
             return None;
         }
         if state.fault(10) {
-            return Some(Err(Errno(libc::ECONNABORTED)));
+            return Some(Outcome::Failed(Errno(libc::ECONNABORTED)));
         }
         if state.fault(20) {
-            return Some(Err(Errno(libc::EMFILE)));
+            return Some(Outcome::Failed(Errno(libc::EMFILE)));
         }
         let peer = state.ends[end].backlog.pop_front()?;
         let socket = state.accepted(peer);
-        Some(socket.map(|socket| (0, Payload::Socket(socket))))
+        Some(socket.map_or_else(Outcome::Failed, Outcome::Accepted))
     }
 
-    fn connect(&mut self, at: Place, end: usize) -> Attempt {
-        if let Err(errno) = self.loads.address(at) {
-            return Some(Err(errno));
+    fn connect(&mut self, at: LaneId, end: usize) -> Attempt {
+        if let Err(errno) = self.op_table.address(at) {
+            return Some(Outcome::Failed(errno));
         }
         let mut state = self.world.lock();
         if state.fault(5) {
-            return Some(Err(Errno(libc::ECONNREFUSED)));
+            return Some(Outcome::Failed(Errno(libc::ECONNREFUSED)));
         }
         state.connected(end);
-        Some(Ok((0, Payload::None)))
+        Some(Outcome::Done(0))
     }
 
     fn ready(&mut self, end: usize, interest: Interest) -> Attempt {
@@ -223,6 +221,6 @@ impl Sim {
             Interest::Readable => !end.incoming.is_empty() || end.ended,
             Interest::Writable => end.outgoing.len() < end.window || end.shut,
         };
-        (ready || end.reset).then_some(Ok((0, Payload::None)))
+        (ready || end.reset).then_some(Outcome::Done(0))
     }
 }

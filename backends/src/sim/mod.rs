@@ -1,11 +1,11 @@
-//! A deterministic backend for tests: a kernel in memory, with a clock of its own, that does what
-//! real ones do rarely, often. All follows from a seed: transfers are short, completions late and
-//! in another order (of different connections), calls interrupted, buffers gone for a moment,
-//! queues full, cancellations too late or half way.
+//! A deterministic backend for tests: a kernel in memory, with a clock of its own. It often does
+//! what real kernels do rarely. Transfers are short, completions are late and (on different
+//! connections) in another order, calls are interrupted, buffers are gone for a moment, queues are
+//! full, cancellations come too late or half way. A seed decides all of this.
 //!
-//! Descriptors are only names here: what is read and written lies in the [`World`], whose other
-//! ends the test holds. This file is the kernel's loop, `attempt.rs` what one attempt at an
-//! operation does, `world.rs` the rest of the world.
+//! Descriptors only name what is connected in memory. The bytes lie in the [`World`], whose other
+//! ends the test holds. This file is the kernel's loop, `attempt.rs` is one attempt at an
+//! operation, and `world.rs` is the rest of the world.
 
 mod attempt;
 mod world;
@@ -20,16 +20,16 @@ use std::time::Instant;
 
 pub use world::{Peer, World};
 
-use crate::error::{Errno, Refusal};
-use crate::swap::{Filling, Pool};
-use crate::wake::{Bell, Waker};
+use crate::error::{Errno, SetupError};
+use crate::swap::{OpenBlock, Pool};
+use crate::wake::{Notifier, Waker};
 use crate::{
-    Backend, Buffer, Completion, Counts, Lane, LoadTable, Loads, Options, Payload, Place, Request,
-    Sink, SocketKind, SwapRoom, Until,
+    Backend, Completion, Counts, LaneId, OpTable, OpTableView, Options, Request, SocketKind,
+    SwapRoom, Until,
 };
 
-/// How often the kernel runs within one sleep before nothing is expected to happen any more: more
-/// often than any completion can be late.
+/// The number of times that the kernel runs within one sleep before nothing is expected to happen
+/// any more. It is larger than any delay of a completion.
 const STEPS_MAX: usize = 64;
 /// The longest delay of an operation, in steps.
 const DELAY_MAX: usize = 8;
@@ -37,65 +37,55 @@ const DELAY_MAX: usize = 8;
 /// The simulated kernel.
 pub struct Sim {
     world: World,
-    slots: Vec<Option<Seat>>,
-    loads: LoadTable,
+    slots: Vec<Option<Attached>>,
+    op_table: OpTable,
     pool: Pool,
-    filling: Option<Filling>,
-    /// In order, so that a seed replays.
-    running: BTreeMap<Place, Running>,
-    done: VecDeque<Done>,
-    /// What the last completion brought.
-    brought: Payload,
-    /// The last completion was of a read into a swap buffer.
-    of_swap_read: bool,
-    /// How many completions this turn may give out.
+    open_block: Option<OpenBlock>,
+    /// The running operations, in order, so that a seed replays.
+    running: BTreeMap<LaneId, Running>,
+    /// Completions that were not handed out yet.
+    done: VecDeque<Completion>,
+    /// The number of completions that this turn may still hand out.
     left: usize,
     waker: Arc<Waker>,
     counts: Counts,
 }
 
-/// A completion that is not handed out yet.
-struct Done {
-    completion: Completion,
-    payload: Payload,
-    /// It is of a read into a swap buffer.
-    of_swap_read: bool,
-}
-
-struct Seat {
+struct Attached {
     socket: OwnedFd,
     end: usize,
 }
 
-/// Rings nothing: nobody really sleeps here.
+/// A notifier that does nothing, because nobody really sleeps here.
 #[derive(Debug)]
 struct Quiet(UnixStream);
 
-impl Bell for Quiet {
-    fn ring(&self) {}
+impl Notifier for Quiet {
+    fn notify(&self) {}
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// One operation.
+/// A running operation.
 struct Running {
     request: Request,
-    /// Steps before it is looked at.
+    /// The number of steps before it is attempted.
     delay: usize,
     cancelled: bool,
-    /// Of the bytes to write, so that a change while the kernel may read them is seen.
+    /// The checksum of the bytes to write. It shows whether they change while the kernel may read
+    /// them.
     checksum: u64,
 }
 
 impl Sim {
-    /// A kernel for this world.
+    /// Builds a kernel for this world.
     ///
     /// # Errors
     /// The real system refuses a descriptor.
-    pub fn new(world: World, options: &Options) -> Result<Self, Refusal> {
-        let refused = |errno| Refusal {
+    pub fn new(world: World, options: &Options) -> Result<Self, SetupError> {
+        let refused = |errno| SetupError {
             step: "socketpair",
             errno,
             advice: "raise the limit of open descriptors (ulimit -n)",
@@ -106,13 +96,11 @@ impl Sim {
         Ok(Sim {
             world,
             slots: Vec::new(),
-            loads: LoadTable::default(),
+            op_table: OpTable::default(),
             pool: options.pool(&waker),
-            filling: None,
+            open_block: None,
             running: BTreeMap::new(),
             done: VecDeque::new(),
-            brought: Payload::None,
-            of_swap_read: false,
             left: 0,
             waker,
             counts: Counts::default(),
@@ -123,9 +111,9 @@ impl Sim {
         Some(self.slots.get(slot as usize)?.as_ref()?.end)
     }
 
-    /// Of every sixteenth byte, which is enough to see that they are others.
-    fn checksum(&self, at: Place) -> u64 {
-        let parts = self.loads.parts(at);
+    /// The checksum of every sixteenth byte to write, which is enough to notice other bytes.
+    fn checksum(&self, at: LaneId) -> u64 {
+        let parts = self.op_table.parts(at);
         let bytes = parts.iter().flat_map(|part| part.iter().step_by(16));
         bytes.fold(0, |sum: u64, &byte| {
             sum.wrapping_mul(1_099_511_628_211)
@@ -133,12 +121,12 @@ impl Sim {
         })
     }
 
-    /// The kernel looks at every operation, in any order.
+    /// Runs the kernel once: it attempts every operation, in a random order.
     fn step(&mut self) {
-        let mut places: Vec<Place> = self.running.keys().copied().collect();
-        while !places.is_empty() {
-            let index = self.world.lock().below(places.len());
-            let at = places.swap_remove(index);
+        let mut lanes: Vec<LaneId> = self.running.keys().copied().collect();
+        while !lanes.is_empty() {
+            let index = self.world.lock().below(lanes.len());
+            let at = lanes.swap_remove(index);
             let Some(running) = self.running.get_mut(&at) else {
                 continue;
             };
@@ -147,7 +135,7 @@ impl Sim {
                 continue;
             }
             let cancelled = running.cancelled;
-            // Now and then it was quicker than its cancellation.
+            // Now and then an operation is quicker than its cancellation.
             if !cancelled || self.world.lock().fault(4) {
                 self.attempt(at);
             }
@@ -158,29 +146,22 @@ impl Sim {
     }
 
     /// Ends an operation.
-    fn finish(&mut self, at: Place, result: Result<u32, Errno>) {
-        self.complete(Completion::last(at, result), Payload::None);
+    fn finish(&mut self, at: LaneId, result: Result<u32, Errno>) {
+        self.complete(Completion::last(at, result));
     }
 
-    /// Lines a completion up: behind what came before of the same slot, else anywhere.
-    fn complete(&mut self, completion: Completion, payload: Payload) {
+    /// Queues a completion: behind the earlier completions of the same slot, otherwise anywhere.
+    fn complete(&mut self, completion: Completion) {
         let at = completion.at;
-        let running = self.running.get(&at);
-        let of_swap_read = running.is_some_and(|it| it.request == Request::ReadSwap);
         if !completion.more {
-            self.loads.end(at);
+            self.op_table.end(at);
             self.running.remove(&at);
         }
-        let of_slot = |done: &Done| done.completion.at.slot() == at.slot();
+        let of_slot = |done: &Completion| done.at.slot() == at.slot();
         let first = self.done.iter().rposition(of_slot);
         let first = first.map_or(0, |last| last + 1);
-        let place = first + self.world.lock().below(self.done.len() - first + 1);
-        let done = Done {
-            completion,
-            payload,
-            of_swap_read,
-        };
-        self.done.insert(place, done);
+        let position = first + self.world.lock().below(self.done.len() - first + 1);
+        self.done.insert(position, completion);
     }
 
     /// Lets time pass until something is complete.
@@ -207,11 +188,13 @@ impl Sim {
                 self.world.lock().advance(at);
                 Ok(())
             }
-            // Nothing will ever happen: a test that waits for something would hang.
+            // Nothing will ever happen: a test that waited for something would hang.
             _ => Err(Errno(libc::EDEADLK)),
         }
     }
 }
+
+impl crate::sealed::Backend for Sim {}
 
 impl Backend for Sim {
     fn attach(
@@ -225,7 +208,7 @@ impl Backend for Sim {
         self.slots.resize_with(len, || None);
         assert!(self.slots[index].is_none(), "slot {slot} is taken");
         let end = self.world.lock().enter(&socket);
-        self.slots[index] = Some(Seat { socket, end });
+        self.slots[index] = Some(Attached { socket, end });
         Ok(())
     }
 
@@ -234,20 +217,20 @@ impl Backend for Sim {
         assert!(!busy, "slot {slot} is detached while something runs on it");
         let pending = self.done.iter();
         let pending = pending
-            .map(|done| done.completion.at.slot())
+            .map(|done| done.at.slot())
             .any(|other| other == slot);
         assert!(
             !pending,
             "slot {slot} is detached before its last completion"
         );
-        let seat = self.slots.get_mut(slot as usize)?.take()?;
-        self.world.lock().leave(&seat.socket, seat.end);
-        Some(seat.socket)
+        let attached = self.slots.get_mut(slot as usize)?.take()?;
+        self.world.lock().leave(&attached.socket, attached.end);
+        Some(attached.socket)
     }
 
     fn socket(&self, slot: u32) -> Option<BorrowedFd<'_>> {
-        let seat = self.slots.get(slot as usize)?.as_ref()?;
-        Some(seat.socket.as_fd())
+        let attached = self.slots.get(slot as usize)?.as_ref()?;
+        Some(attached.socket.as_fd())
     }
 
     fn room(&self) -> usize {
@@ -255,24 +238,28 @@ impl Backend for Sim {
         if state.fault(4) { state.below(4) } else { 64 }
     }
 
-    fn loads(&mut self) -> Loads<'_> {
-        self.loads.as_loads()
+    fn op_table(&mut self) -> OpTableView<'_> {
+        self.op_table.view()
     }
 
-    fn start(&mut self, at: Place, request: Request) {
+    fn unwritten(&self, at: LaneId) -> usize {
+        self.op_table.unwritten_len(at)
+    }
+
+    /// Now and then completes the operation at once, as real backends do that move bytes
+    /// themselves.
+    fn start(&mut self, at: LaneId, request: Request) -> Option<Completion> {
         assert!(self.end(at.slot()).is_some(), "{at:?} is empty");
         assert!(!self.running.contains_key(&at), "{at:?} runs already");
-        let delay = {
+        let (delay, at_once) = {
             let mut state = self.world.lock();
-            if state.fault(4) {
-                state.below(DELAY_MAX)
-            } else {
-                0
-            }
+            let late = state.fault(4);
+            let delay = if late { state.below(DELAY_MAX) } else { 0 };
+            (delay, !late && state.fault(3))
         };
         let writes = matches!(request, Request::Write | Request::WriteMany);
         let checksum = if writes { self.checksum(at) } else { 0 };
-        self.loads.begin(at);
+        self.op_table.begin(at);
         let running = Running {
             request,
             delay,
@@ -280,32 +267,17 @@ impl Backend for Sim {
             checksum,
         };
         self.running.insert(at, running);
-    }
-
-    /// Now and then it is done at once, as real systems do that write themselves.
-    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
-        self.start(at, Request::Write);
-        if !self.world.lock().fault(3) {
+        if !at_once {
             return None;
         }
-        match self.write(at, self.end(at.slot())?)? {
-            Ok((len, _)) => {
-                let whole = self.loads.end_whole(at, len);
-                if whole.is_some() {
-                    self.running.remove(&at);
-                } else {
-                    self.finish(at, Ok(len));
-                }
-                whole
-            }
-            Err(errno) => {
-                self.finish(at, Err(errno));
-                None
-            }
-        }
+        let before = std::mem::take(&mut self.done);
+        self.attempt(at);
+        let mut first = std::mem::replace(&mut self.done, before);
+        debug_assert!(first.len() <= 1, "one attempt, one completion");
+        first.pop_front()
     }
 
-    fn cancel(&mut self, at: Place, last_try: bool) {
+    fn cancel(&mut self, at: LaneId, last_try: bool) {
         if last_try && self.running.contains_key(&at) {
             self.attempt_plainly(at);
         }
@@ -349,49 +321,14 @@ impl Backend for Sim {
 
     fn next(&mut self) -> Option<Completion> {
         self.left = self.left.checked_sub(1)?;
-        let done = self.done.pop_front()?;
-        self.brought = done.payload;
-        self.of_swap_read = done.of_swap_read;
-        Some(done.completion)
-    }
-
-    /// What real systems tell apart comes one way or the other.
-    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>) {
-        for _ in 0..most {
-            let Some(completion) = self.next() else {
-                return;
-            };
-            let Completion { at, more, result } = completion;
-            let payload = self.payload();
-            let apart = self.world.lock().fault(2);
-            match (at.lane(), result, payload) {
-                (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && more => {
-                    sink.streamed(self, at, lease);
-                }
-                (Lane::Read, Ok(_), Payload::Lease(lease)) if apart && self.of_swap_read => {
-                    sink.received(self, at, lease);
-                }
-                (Lane::Write, Ok(len @ 1..), Payload::None) if apart => {
-                    match self.loads.end_whole(at, len) {
-                        Some((buffer, size)) => sink.wrote(self, at, buffer, size),
-                        None => sink.completed(self, completion, Payload::None),
-                    }
-                }
-                (_, _, payload) => sink.completed(self, completion, payload),
-            }
-        }
-    }
-
-    fn payload(&mut self) -> Payload {
-        self.brought.take()
+        self.done.pop_front()
     }
 
     fn has_work(&mut self) -> bool {
         !self.done.is_empty()
     }
 
-    /// Nesting is not simulated.
-    /// Nothing to poll: nobody sleeps here.
+    /// Nesting is not simulated: there is no descriptor to poll.
     fn readiness(&mut self) -> Result<OwnedFd, Errno> {
         Err(Errno(libc::EOPNOTSUPP))
     }
@@ -411,7 +348,7 @@ impl Backend for Sim {
     }
 
     fn swap_room(&mut self) -> SwapRoom {
-        let here = self.filling.as_ref().map_or(0, Filling::left);
+        let here = self.open_block.as_ref().map_or(0, OpenBlock::left);
         SwapRoom::packed(here + self.pool.blocks_available() * self.pool.block_size())
     }
 

@@ -1,6 +1,5 @@
-//! What the simulated kernel is connected to: the other ends of all connections, the clock, and
-//! the generator from which all faults are drawn. The test holds one handle of it, the backend
-//! another one.
+//! The world of the simulated kernel: the other ends of all connections, the clock, and the
+//! generator of all faults. The test holds one handle of it, the backend another.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -13,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::Errno;
 
-/// Bytes that a peer takes before its reader must come.
+/// The bytes that a peer takes before its reader has to take them.
 const WINDOW_BYTES: usize = 64 * 1024;
 
-/// The world of one simulated watcher. Clones are handles of the same one.
+/// The world of one simulated watcher. Clones are handles of the same world.
 #[derive(Clone, Debug)]
 pub struct World {
     state: Arc<Mutex<State>>,
@@ -34,10 +33,10 @@ pub(super) struct State {
     random: Random,
     now: Instant,
     pub(super) ends: Vec<End>,
-    /// Sockets that were handed out and are in no slot, by their inodes: they only name what they
-    /// stand for.
+    /// Sockets that were handed out and are in no slot, by their inodes. A socket only names an
+    /// end.
     names: HashMap<u64, usize>,
-    /// Ends of connections that the watcher made itself.
+    /// The ends of connections that the watcher made itself.
     dialed: VecDeque<usize>,
     /// Whether faults are drawn.
     faults: bool,
@@ -46,21 +45,21 @@ pub(super) struct State {
 /// One connection, or a listener, as the kernel sees it.
 #[derive(Debug, Default)]
 pub(super) struct End {
-    /// From the peer.
+    /// Bytes from the peer.
     pub(super) incoming: VecDeque<u8>,
     pub(super) ended: bool,
-    /// To the peer.
+    /// Bytes to the peer.
     pub(super) outgoing: Vec<u8>,
     pub(super) window: usize,
     pub(super) shut: bool,
     pub(super) reset: bool,
     pub(super) attached: bool,
-    /// For listeners: who wants to connect.
+    /// The ends that want to connect, for a listener.
     pub(super) backlog: VecDeque<usize>,
 }
 
 impl World {
-    /// A world in which all that is not said by the test follows from the seed.
+    /// A world in which the seed decides everything that the test does not.
     pub fn new(seed: u64) -> Self {
         World {
             state: Arc::new(Mutex::new(State {
@@ -79,12 +78,12 @@ impl World {
         self.lock().now
     }
 
-    /// From now on the kernel does everything at once and in whole.
+    /// Stops the faults: from now on the kernel does everything at once and in whole.
     pub fn calm(&self) {
         self.lock().faults = false;
     }
 
-    /// A connection: a descriptor to delegate, and its other end.
+    /// Makes a connection: a descriptor to delegate, and the other end.
     ///
     /// # Errors
     /// The real system has no descriptors left to serve as names.
@@ -96,7 +95,7 @@ impl World {
         Ok((socket, self.peer(end)))
     }
 
-    /// A listener: a descriptor, and a number for [`dial`](World::dial).
+    /// Makes a listener: a descriptor, and a number for [`dial`](World::dial).
     ///
     /// # Errors
     /// As [`connect`](World::connect).
@@ -116,7 +115,7 @@ impl World {
         self.peer(end)
     }
 
-    /// The other end of a connection that the watcher made, oldest first.
+    /// The other end of a connection that the watcher made. The oldest comes first.
     pub fn dialed(&self) -> Option<Peer> {
         let end = self.lock().dialed.pop_front()?;
         Some(self.peer(end))
@@ -145,17 +144,17 @@ impl Peer {
         std::mem::take(&mut self.world.lock().ends[self.end].outgoing)
     }
 
-    /// How much it lets arrive before it has to be received.
+    /// Sets the number of bytes that can arrive before they have to be received.
     pub fn set_window(&self, bytes: usize) {
         self.world.lock().ends[self.end].window = bytes;
     }
 
-    /// Says that it will send no more.
+    /// Ends the sending.
     pub fn end(&self) {
         self.world.lock().ends[self.end].ended = true;
     }
 
-    /// Breaks the connection; what was on its way is lost.
+    /// Resets the connection. Bytes on their way to the watcher are lost.
     pub fn reset(&self) {
         let mut state = self.world.lock();
         let end = &mut state.ends[self.end];
@@ -168,7 +167,7 @@ impl Peer {
         self.world.lock().ends[self.end].attached
     }
 
-    /// Whether the watcher said that it will send no more.
+    /// Whether the watcher has ended its sending.
     pub fn is_shut(&self) -> bool {
         self.world.lock().ends[self.end].shut
     }
@@ -183,7 +182,7 @@ impl State {
         self.ends.len() - 1
     }
 
-    /// What a descriptor stands for; a new thing, if the watcher made it itself.
+    /// The end that a descriptor names. A descriptor that the watcher made itself names a new one.
     pub(super) fn enter(&mut self, socket: &OwnedFd) -> usize {
         let named = self.names.remove(&inode(socket));
         let end = named.unwrap_or_else(|| self.open());
@@ -219,7 +218,7 @@ impl State {
         self.now + Duration::from_nanos(1 + self.random.next() % 5_000)
     }
 
-    /// True once in so many times; never when the world is calm.
+    /// True once in so many times, never in a calm world.
     pub(super) fn fault(&mut self, once_in: u64) -> bool {
         self.random.next().is_multiple_of(once_in) && self.faults
     }
@@ -239,7 +238,7 @@ impl State {
     }
 }
 
-/// What tells a socket from all others, also from those that get its descriptor's number later.
+/// A number that tells a socket from all others, even from a later one with the same descriptor.
 fn inode(socket: &OwnedFd) -> u64 {
     let metadata = socket
         .try_clone()

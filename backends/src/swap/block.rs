@@ -1,4 +1,4 @@
-//! One buffer of the pool: its memory, who fills it, and when it goes back.
+//! One buffer of the pool: its memory, the one writer that it can have, and its return to the pool.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::fmt;
@@ -12,16 +12,16 @@ use super::{Credit, Shared, SwapBuf};
 /// Blocks start on a page, so that small reads never share one with foreign memory.
 const BLOCK_ALIGN: usize = 4096;
 
-/// What the owner's hold counts for in a block's reference count. Leases are not counted when
-/// they are cut (that would be an atomic operation a message) but all at once when the owner lets
-/// go; until then the count moves around this number.
+/// The owner's share of a block's reference count. Leases are not counted one by one when they are
+/// cut, because that would be an atomic operation a message. They are counted all at once when the
+/// owner lets go. Until then the count moves around this number.
 const OWNER: usize = 1 << (usize::BITS - 2);
 
-/// More references than memory could hold: clones that were forgotten.
+/// A count that only forgotten clones can reach: more references than memory could hold.
 pub(super) const REFS_MAX: usize = OWNER + OWNER / 2;
 
-/// One block being filled by the kernel; the only handle that may write to it.
-pub struct Filling {
+/// A block that the kernel fills. It is the only handle that may write to the block.
+pub struct OpenBlock {
     block: NonNull<Block>,
     used: usize,
     size: usize,
@@ -29,35 +29,35 @@ pub struct Filling {
 
 pub(super) struct Block {
     pub(super) refs: AtomicUsize,
-    /// Leases cut since the checkout. Written by the owner alone.
+    /// The number of leases cut since the checkout. Written by the owner alone.
     issued: AtomicUsize,
     pub(super) data: NonNull<u8>,
     size: usize,
-    /// Valid while the block is out: a checkout holds a strong count of the `Arc`.
+    /// Valid while the block is out: the checkout holds a strong count of the `Arc`.
     pub(super) shared: *const Shared,
-    /// Of a private block that is out.
+    /// Set for a private block that is out.
     private: Option<Private>,
 }
 
-/// What is special about a private block.
+/// The additional data of a private block.
 #[derive(Clone, Copy)]
 struct Private {
-    /// Whose account it is charged to.
+    /// The account that the block is charged to.
     account: NonNull<CreditCell>,
-    /// Its place among those of the pool that are out.
+    /// The block's key among the private blocks that are out.
     key: usize,
 }
 
-// SAFETY: a `Filling` is the unique handle of its block's unwritten rest; nothing in it is bound
+// SAFETY: an `OpenBlock` is the unique handle of its block's unwritten rest; nothing in it is bound
 // to a thread.
-unsafe impl Send for Filling {}
+unsafe impl Send for OpenBlock {}
 
-impl Filling {
-    /// Takes a free block out of its pool. A private one, which has a key there, is charged to an
-    /// account, whole, until its last lease is gone.
+impl OpenBlock {
+    /// Takes a free block out of its pool. A private block, which has a key there, is charged to an
+    /// account as a whole, until its last lease is gone.
     ///
     /// # Safety
-    /// The block is free: it has no leases and no `Filling`, and nobody else looks at its fields.
+    /// The block is free: it has no leases and no `OpenBlock`, and nobody else looks at its fields.
     pub(super) unsafe fn check_out(
         block: NonNull<Block>,
         shared: &Arc<Shared>,
@@ -77,14 +77,15 @@ impl Filling {
             block.as_ref().issued.store(0, Ordering::Relaxed);
             block.as_ref().refs.store(OWNER, Ordering::Relaxed);
         }
-        Filling {
+        OpenBlock {
             block,
             used: 0,
             size,
         }
     }
 
-    /// Where the kernel may write next, and how much. The memory is not initialised.
+    /// The address where the kernel may write next, and the length of the room there. The memory is
+    /// not initialised.
     #[inline]
     pub fn tail(&mut self) -> (*mut u8, usize) {
         // SAFETY: `used <= size`, the size of the allocation behind `data`.
@@ -97,7 +98,7 @@ impl Filling {
         self.size
     }
 
-    /// Bytes that are not used yet.
+    /// The number of bytes that are not used yet.
     #[inline]
     pub fn left(&self) -> usize {
         self.size - self.used
@@ -106,7 +107,7 @@ impl Filling {
     /// Cuts a lease of the next `len` bytes, charged to `credit` if there is one.
     ///
     /// # Safety
-    /// The first `len` bytes of [`tail`](Filling::tail) were written, and nobody will write to
+    /// The first `len` bytes of [`tail`](OpenBlock::tail) were written, and nobody will write to
     /// them again while the lease lives.
     #[inline]
     pub unsafe fn lease(&mut self, len: usize, credit: Option<&Credit>) -> SwapBuf {
@@ -122,19 +123,20 @@ impl Filling {
     }
 }
 
-impl Drop for Filling {
+impl Drop for OpenBlock {
     fn drop(&mut self) {
         // SAFETY: the block is out until the count is zero, and `OWNER` still stands in it.
         let block = unsafe { self.block.as_ref() };
         let surplus = OWNER - block.issued.load(Ordering::Relaxed);
-        // SAFETY: `surplus` is the owner's hold less the leases it cut.
+        // SAFETY: `surplus` is the owner's share less the references that belong to the leases it
+        // cut.
         unsafe { release(self.block, surplus) };
     }
 }
 
-impl fmt::Debug for Filling {
+impl fmt::Debug for OpenBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Filling({} of {} bytes used)", self.used, self.size)
+        write!(f, "OpenBlock({} of {} bytes used)", self.used, self.size)
     }
 }
 
@@ -158,12 +160,12 @@ pub(super) unsafe fn release(block: NonNull<Block>, count: usize) {
 /// Its last reference was just given up, by the caller.
 #[cold]
 unsafe fn give_back(block: NonNull<Block>) {
-    // What other threads read through their leases happened before the block is written again.
+    // Other threads' reads through their leases happen before the block is written again.
     fence(Ordering::Acquire);
     // SAFETY: the block stays where it is while it is out, and it is out until this is done.
     let header = unsafe { block.as_ref() };
     let private = header.private;
-    // SAFETY: the checkout made this pointer of an `Arc`; the last reference gives it back.
+    // SAFETY: the checkout made this pointer from an `Arc`; the last reference gives it back.
     let shared = unsafe { Arc::from_raw(header.shared) };
     if !shared.is_ours() {
         // The block goes with its pool.
@@ -174,7 +176,7 @@ unsafe fn give_back(block: NonNull<Block>) {
         Some(Private { account, key }) => {
             let size = header.size as u32;
             shared.take_back_private(block, key);
-            // SAFETY: the checkout charged so much, for this block.
+            // SAFETY: the checkout charged this many bytes, for this block.
             unsafe { CreditCell::release(account, size, &shared) };
         }
     }
@@ -200,9 +202,9 @@ impl Block {
     /// Frees a block.
     ///
     /// # Safety
-    /// It is free: no lease and no `Filling` points to it, and none will.
+    /// It is free: no lease and no `OpenBlock` points to it, and none will.
     pub(super) unsafe fn free(block: NonNull<Block>) {
-        // SAFETY: as the caller says; allocated as `allocate` did.
+        // SAFETY: as the caller says; the memory was allocated by `allocate`, with the same layout.
         unsafe {
             let block = Box::from_raw(block.as_ptr());
             if let Some(layout) = layout(block.size) {
@@ -211,7 +213,7 @@ impl Block {
         }
     }
 
-    /// Leases of this block that are alive. Both numbers may change meanwhile.
+    /// The number of leases of this block that are alive. Both counts may change meanwhile.
     pub(super) fn lease_count(&self) -> usize {
         let refs = self.refs.load(Ordering::Relaxed);
         if refs > OWNER / 2 {

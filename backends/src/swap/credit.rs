@@ -1,5 +1,5 @@
-//! `Credit`: the account of what a connection's leases hold, kept without a lock, so that the
-//! connection can wait for its own leases while others go on.
+//! `Credit`: the account of the bytes that a connection's leases hold. It is kept without a lock.
+//! So the connection can wait for its own leases while others go on.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
 
-/// The connection is there. Leases may outlive it.
+/// The connection exists. Leases may outlive it.
 const OWNED: u64 = 1 << 63;
-/// The connection waits for one of the two thresholds: the release that reaches it tells its watcher.
+/// The connection waits for a threshold, one bit for each. The release that reaches the threshold
+/// tells the watcher.
 const WAITS: u64 = 0b11 << 61;
 const BYTES: u64 = (1 << 61) - 1;
 
-/// How far leases have to come back before a connection goes on. Both are fixed for the life of an
-/// account, so that a release and a new wait never see different ones.
+/// The limits to which leases must come back before a connection goes on. Both are fixed for the
+/// life of an account, so that a release and a new wait always agree on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threshold {
     /// There is room for one more private buffer.
@@ -26,30 +27,30 @@ pub enum Threshold {
 /// The thresholds of an account, in leased bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Thresholds {
-    /// Of [`Threshold::Private`].
+    /// The limit of [`Threshold::Private`].
     pub private_bytes: u64,
-    /// Of [`Threshold::Window`].
+    /// The limit of [`Threshold::Window`].
     pub window_bytes: u64,
 }
 
-/// A connection's hold of its account.
+/// A connection's handle of its account.
 pub struct Credit {
     cell: NonNull<CreditCell>,
 }
 
-/// Freed by whoever takes the last of it: the owner, or a lease that is charged to it.
+/// The account itself. The last holder frees it: the owner, or a lease that is charged to it.
 pub(super) struct CreditCell {
     state: AtomicU64,
     thresholds: Thresholds,
     slot: u32,
 }
 
-// SAFETY: the cell consists of an atomic and of numbers that never change; it is freed by whoever
-// takes the state to zero, on any thread.
+// SAFETY: the cell consists of an atomic and of numbers that never change. It is freed by the
+// thread that takes the state to zero, whichever it is.
 unsafe impl Send for Credit {}
 
 impl Threshold {
-    /// The bit that says that the connection waits for it.
+    /// The bit of a connection that waits for this threshold.
     const fn bit(self) -> u64 {
         1 << (61 + self as u32)
     }
@@ -65,7 +66,7 @@ impl Thresholds {
 }
 
 impl Credit {
-    /// An account with nothing on it, for the connection in `slot`.
+    /// An empty account, for the connection in `slot`.
     pub fn new(slot: u32, thresholds: Thresholds) -> Self {
         let cell = Box::new(CreditCell {
             state: AtomicU64::new(OWNED),
@@ -77,13 +78,14 @@ impl Credit {
         }
     }
 
-    /// Bytes that leases hold.
+    /// The bytes that leases hold.
     pub fn leased_bytes(&self) -> u64 {
         self.cell().leased_bytes()
     }
 
-    /// Waits until no more is leased than the threshold says. The slot is then told by
-    /// [`Pool::take_returned`](super::Pool::take_returned), once. False if that holds already.
+    /// Starts to wait until no more bytes are leased than the threshold allows. Then
+    /// [`Pool::take_returned`](super::Pool::take_returned) gives the slot, once. Returns false, and
+    /// waits for nothing, if that is so already.
     pub fn wait_for(&self, threshold: Threshold) -> bool {
         let cell = self.cell();
         let limit = cell.thresholds.bytes(threshold);
@@ -93,12 +95,12 @@ impl Credit {
             .is_ok()
     }
 
-    /// Whether as much is back as the threshold says.
+    /// Whether no more bytes are leased than the threshold allows.
     pub fn is_within(&self, threshold: Threshold) -> bool {
         self.leased_bytes() <= self.cell().thresholds.bytes(threshold)
     }
 
-    /// No longer waits.
+    /// Stops waiting.
     pub fn stop_waiting(&self) {
         self.cell().state.fetch_and(!WAITS, Ordering::Relaxed);
     }
@@ -118,9 +120,9 @@ impl Credit {
 
 impl Drop for Credit {
     fn drop(&mut self) {
-        // Before, so that no release tells of a slot that is another connection's by then.
+        // First, so that no release reports a slot that belongs to another connection by then.
         self.stop_waiting();
-        // SAFETY: the owner's bit is given back once, here, and the cell not used afterwards.
+        // SAFETY: the owner's bit is given back once, here, and the cell is not used afterwards.
         unsafe { CreditCell::subtract(self.cell, OWNED) };
     }
 }
@@ -137,18 +139,19 @@ impl CreditCell {
         self.state.load(Ordering::Acquire) & BYTES
     }
 
-    /// Charges a lease. One of no bytes counts as one, so that a cell that is charged is never at zero.
+    /// Charges a lease. An empty lease counts as one byte, so that a cell with leases is never at
+    /// zero.
     #[inline]
     pub(super) fn charge(&self, len: u32) {
         let charge = u64::from(len.max(1));
         let before = self.state.fetch_add(charge, Ordering::Relaxed);
         if before & BYTES > BYTES / 2 {
-            // Far more than there is memory: clones that were forgotten. As `Arc` does.
+            // Far more than there is memory: forgotten clones. `Arc` aborts, too.
             std::process::abort();
         }
     }
 
-    /// Takes a charge back, and tells the owner's watcher if that is what it waits for.
+    /// Takes a charge back. Tells the owner's watcher if that ends the owner's wait.
     ///
     /// # Safety
     /// `len` was charged to this cell by the caller, who does not use it afterwards.
@@ -160,8 +163,8 @@ impl CreditCell {
         }
     }
 
-    /// Gives back a count, and frees the cell with the last one. Returns the slot of an owner whose
-    /// wait is over by that.
+    /// Gives back a count, and frees the cell with the last one. Returns the slot of the owner if
+    /// that ends its wait.
     ///
     /// # Safety
     /// The count is the caller's own; the caller does not use the cell afterwards.
@@ -170,6 +173,8 @@ impl CreditCell {
         let this = unsafe { cell.as_ref() };
         let slot = this.slot;
         let mut before = this.state.load(Ordering::Acquire);
+        // One exchange takes the charge back and ends the wait, so that just one release reports
+        // the slot.
         loop {
             let left = before - count;
             let resumes = left & WAITS != 0 && this.is_enough(left);
@@ -181,7 +186,8 @@ impl CreditCell {
                 Ordering::Acquire,
             ) {
                 Ok(_) if after == 0 => {
-                    // SAFETY: nothing is charged and nobody owns it: no one else has the pointer.
+                    // SAFETY: nothing is charged and there is no owner, so nobody else has the
+                    // pointer.
                     drop(unsafe { Box::from_raw(cell.as_ptr()) });
                     return None;
                 }
@@ -193,7 +199,7 @@ impl CreditCell {
 }
 
 impl CreditCell {
-    /// Whether so little is leased that the owner goes on.
+    /// Whether so few bytes are leased that the owner's wait is over.
     fn is_enough(&self, state: u64) -> bool {
         [Threshold::Private, Threshold::Window]
             .into_iter()

@@ -9,19 +9,36 @@ use super::Credit;
 use super::block::{Block, REFS_MAX, release};
 use super::credit::CreditCell;
 
-/// A lease of bytes that the kernel wrote into a swap buffer.
+/// A lease of received bytes in a swap buffer.
 ///
-/// The bytes never change while the lease lives. It can be kept, sliced, cloned (a count goes up,
-/// nothing is allocated or copied), sent to other threads, written to another connection, and
-/// it may outlive its watcher. When the last lease of a buffer is dropped, the buffer takes new
-/// reads: a lease of a few bytes that is kept for long keeps a whole buffer, so copy those out. What
-/// happens when all buffers are kept is said at `Builder::swap_buffers`.
+/// The bytes never change while the lease lives. It can be kept, cut, sent to other threads and
+/// written to any connection, and it can outlive its watcher. A clone is one more lease of the same
+/// bytes; nothing is copied.
+///
+/// A swap buffer takes new reads only after its last lease is dropped. So a lease of a few bytes
+/// keeps a whole buffer: copy bytes that you keep for long. `Builder::swap_buffers` says what
+/// happens when all are kept.
 ///
 /// ```
-/// # fn kept(lease: gaio::SwapBuf) {
-/// let head = lease.slice(..4);
-/// drop(lease);
-/// println!("{:?}", &head[..]);
+/// use gaio::{Results, SwapBuf, Watcher};
+/// use std::io::Write;
+/// use std::os::unix::net::UnixStream;
+///
+/// # fn main() -> gaio::Result<(), Box<dyn std::error::Error>> {
+/// let (ours, mut peer) = UnixStream::pair()?;
+/// let mut watcher = Watcher::new()?;
+/// let mut results = Results::new();
+/// let conn = watcher.delegate(ours)?;
+/// watcher.read((), conn, None)?;
+/// peer.write_all(b"hello, world")?;
+/// watcher.wait_io(&mut results)?;
+/// let res = results.pop().expect("one read was submitted");
+///
+/// let whole: SwapBuf = res.buffer.into_swap().expect("a swap read");
+/// let world = whole.slice(7..);
+/// drop((whole, watcher));
+/// assert_eq!(&world[..], b"world");
+/// # Ok(())
 /// # }
 /// ```
 pub struct SwapBuf {
@@ -29,11 +46,11 @@ pub struct SwapBuf {
     at: u32,
     len: u32,
     credit: Option<NonNull<CreditCell>>,
-    /// What this lease is charged with at `credit`; the view may have shrunk since.
+    /// The bytes charged to `credit` for this lease. The view may have shrunk since.
     charged: u32,
 }
 
-// SAFETY: the leased bytes are never written while the lease lives, the counts are atomics.
+// SAFETY: the leased bytes are never written while the lease lives, and the counts are atomics.
 unsafe impl Send for SwapBuf {}
 // SAFETY: as above: shared access only reads.
 unsafe impl Sync for SwapBuf {}
@@ -58,7 +75,8 @@ impl SwapBuf {
         }
     }
 
-    /// Bytes in all living leases of the stream that this one came in; 0 if it came in none.
+    /// The bytes in all living leases of the stream that this lease came from; 0 if it came from
+    /// none.
     #[doc(hidden)]
     #[inline]
     pub fn stream_leased_bytes(&self) -> u64 {
@@ -67,7 +85,7 @@ impl SwapBuf {
             .map_or(0, |cell| unsafe { cell.as_ref() }.leased_bytes())
     }
 
-    /// A lease of a part of these bytes. A range that reaches past the end is cut off there.
+    /// A lease of a part of the bytes. A range that reaches past the end is cut off there.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> SwapBuf {
         let start = match range.start_bound() {
             Bound::Included(&start) => start,
@@ -85,14 +103,14 @@ impl SwapBuf {
         part
     }
 
-    /// Forgets the first `n` bytes (all, if there are fewer).
+    /// Removes the first `n` bytes from view, or all if there are fewer.
     pub(crate) fn advance(&mut self, n: usize) {
         let n = n.min(self.len as usize) as u32;
         self.at += n;
         self.len -= n;
     }
 
-    /// Forgets all but the first `n` bytes.
+    /// Removes all but the first `n` bytes from view.
     pub(crate) fn truncate(&mut self, n: usize) {
         self.len = n.min(self.len as usize) as u32;
     }
@@ -117,7 +135,7 @@ impl Clone for SwapBuf {
         // SAFETY: this lease keeps the block alive.
         let refs = unsafe { &self.block.as_ref().refs };
         if refs.fetch_add(1, Ordering::Relaxed) > REFS_MAX {
-            // Clones that were forgotten, more than memory could hold. As `Arc` does.
+            // More forgotten clones than memory could hold. `Arc` aborts, too.
             std::process::abort();
         }
         let credit = self.credit.inspect(|cell| {
@@ -154,7 +172,7 @@ impl AsRef<[u8]> for SwapBuf {
 }
 
 impl From<SwapBuf> for bytes::Bytes {
-    /// Without a copy; one small allocation.
+    /// Converts without a copy, at the price of one small allocation.
     fn from(lease: SwapBuf) -> Self {
         bytes::Bytes::from_owner(lease)
     }

@@ -1,14 +1,14 @@
-//! The swap pool: the memory that `read(None)` reads into, packed densely, shared by all
-//! connections of a watcher and handed out as leases.
+//! The swap pool: the memory of reads that bring no buffer of their own. It is packed densely,
+//! shared by all connections of a watcher, and handed out as leases.
 //!
-//! A *block* is one buffer of the pool. A backend checks it out as a [`Filling`], lets the kernel
-//! write at its end, and cuts a [`SwapBuf`] from what was written. Dropping the `Filling` says
-//! "used up"; the block is free again when its last lease is gone, too. Free blocks are handed
-//! out last in, first out, so that the working set stays small and warm.
+//! A *block* is one buffer of the pool. A backend checks it out as an [`OpenBlock`], lets the
+//! kernel write at its tail, and cuts a [`SwapBuf`] from the written bytes. Dropping the
+//! `OpenBlock` means that the block is used up. It is free again when its last lease is gone, too.
+//! Free blocks are handed out last in, first out, so that the working set stays small and warm.
 //!
 //! When all blocks are out, a connection that holds little gets a small *private* block, which is
-//! charged to its account, its [`Credit`]: whatever others hold, it gets on. Who reads into which, and
-//! who waits, is not decided here but by the watcher.
+//! charged to its account, its [`Credit`]. So it gets on, however much others hold. The watcher
+//! decides which connection reads into which block, and which one waits.
 
 mod block;
 mod credit;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use slab::Slab;
 
 use self::block::Block;
-pub use block::Filling;
+pub(crate) use block::OpenBlock;
 pub use credit::{Credit, Threshold, Thresholds};
 pub use lease::SwapBuf;
 
@@ -30,26 +30,27 @@ use crate::wake::Waker;
 
 /// The size of a private block in bytes, unless the pool's blocks are smaller.
 const PRIVATE_SIZE: usize = 4096;
-/// Private blocks that a connection may hold: so much it can keep while it reads on.
+/// The number of private blocks that a connection may hold: it can keep one and read on.
 const PRIVATE_COUNT: usize = 2;
-/// Free private blocks that are kept for the next.
+/// The number of free private blocks that are kept.
 const PRIVATE_KEPT: usize = 16;
 
-/// The owner's handle of a watcher's pool.
+/// The swap buffers of one watcher. A backend takes blocks with `checkout` and `checkout_private`.
+/// Leases return them, from any thread.
 pub struct Pool {
     shared: Arc<Shared>,
 }
 
-/// How a pool is used at the moment.
+/// The present use of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolUse {
-    /// Leases that are alive, clones included.
+    /// The number of leases alive, clones included.
     pub leases: usize,
-    /// Blocks that are not free: being filled, or leased from.
+    /// The number of blocks that are not free: being filled, or leased from.
     pub blocks_out: usize,
-    /// The most blocks that were ever out at once.
+    /// The greatest number of blocks that were ever out at once.
     pub blocks_peak: usize,
-    /// Bytes of memory that the pool holds, private blocks included.
+    /// The bytes of memory that the pool holds, private blocks included.
     pub size_bytes: usize,
 }
 
@@ -58,7 +59,7 @@ struct Shared {
     blocks_max: usize,
     state: Mutex<State>,
     waker: Arc<Waker>,
-    /// Connections wait no longer for their own leases: the owner should look.
+    /// Some connections no longer wait for their own leases: the owner should look.
     has_returned: AtomicBool,
 }
 
@@ -66,25 +67,25 @@ struct State {
     free: Vec<NonNull<Block>>,
     all: Vec<NonNull<Block>>,
     peak: usize,
-    /// Private blocks that are out.
+    /// The private blocks that are out.
     private: Slab<NonNull<Block>>,
     private_free: Vec<NonNull<Block>>,
-    /// The slots of connections that wait no longer for their own leases.
+    /// The slots of connections that no longer wait for their own leases.
     returned: Vec<u32>,
-    /// The owner waits for a block to come back.
+    /// Whether the owner waits for a block to come back.
     wanted: bool,
-    /// The system had no memory for another block. Forgotten when one comes back.
+    /// Whether the system had no memory for another block. Reset when a block comes back.
     out_of_memory: bool,
 }
 
-// SAFETY: the state's pointers are to blocks that live until `Shared` is dropped and whose fields
-// are atomics, or written only by the one `Filling` that can exist of a block at a time.
+// SAFETY: the state's pointers lead to blocks that live until `Shared` is dropped. Their fields are
+// atomics, or are written only by the one `OpenBlock` that a block can have at a time.
 unsafe impl Send for Shared {}
 // SAFETY: as above; shared access goes through the mutex and atomics.
 unsafe impl Sync for Shared {}
 
 impl Pool {
-    /// A pool of at most `blocks_max` blocks of `block_size` bytes; memory is allocated as needed.
+    /// A pool of at most `blocks_max` blocks of `block_size` bytes. Memory is allocated as needed.
     pub fn new(block_size: usize, blocks_max: usize, waker: Arc<Waker>) -> Self {
         Pool {
             shared: Arc::new(Shared {
@@ -116,14 +117,14 @@ impl Pool {
         PRIVATE_SIZE.min(self.shared.block_size)
     }
 
-    /// The most that all blocks hold, private ones apart.
+    /// The greatest number of bytes in all blocks, without the private ones.
     pub fn size_max(&self) -> usize {
         self.shared
             .block_size
             .saturating_mul(self.shared.blocks_max)
     }
 
-    /// The thresholds of a connection's account, whose streams have a window of so many bytes.
+    /// The thresholds of an account whose streams have a window of so many bytes.
     pub fn thresholds(&self, stream_window: u64) -> Thresholds {
         Thresholds {
             private_bytes: (self.private_size() * (PRIVATE_COUNT - 1)) as u64,
@@ -131,9 +132,9 @@ impl Pool {
         }
     }
 
-    /// Takes a block to fill: the one returned most recently, else a new one. `None` when all are
-    /// out, or the system has no memory.
-    pub fn checkout(&self) -> Option<Filling> {
+    /// Takes a block to fill: the one returned most recently, else a new one. `None` if all blocks
+    /// are out, or if the system has no memory.
+    pub fn checkout(&self) -> Option<OpenBlock> {
         let mut state = self.shared.lock();
         let block = match state.free.pop() {
             Some(block) => block,
@@ -153,12 +154,12 @@ impl Pool {
         };
         state.peak = state.peak.max(state.all.len() - state.free.len());
         drop(state);
-        // SAFETY: a free block has no leases and no `Filling`; nobody else has it now.
-        Some(unsafe { Filling::check_out(block, &self.shared, None) })
+        // SAFETY: a free block has no leases and no `OpenBlock`; nobody else has it now.
+        Some(unsafe { OpenBlock::check_out(block, &self.shared, None) })
     }
 
     /// Takes a private block, charged to this account. `None` if the system has no memory.
-    pub fn checkout_private(&self, account: &Credit) -> Option<Filling> {
+    pub fn checkout_private(&self, account: &Credit) -> Option<OpenBlock> {
         let mut state = self.shared.lock();
         let free = state.private_free.pop();
         let Some(block) = free.or_else(|| Block::allocate(self.private_size())) else {
@@ -167,11 +168,11 @@ impl Pool {
         };
         let key = state.private.insert(block);
         drop(state);
-        // SAFETY: a free block has no leases and no `Filling`; nobody else has it now.
-        Some(unsafe { Filling::check_out(block, &self.shared, Some((account, key))) })
+        // SAFETY: a free block has no leases and no `OpenBlock`; nobody else has it now.
+        Some(unsafe { OpenBlock::check_out(block, &self.shared, Some((account, key))) })
     }
 
-    /// How many blocks a checkout could still get.
+    /// The number of blocks that checkouts could still get.
     pub fn blocks_available(&self) -> usize {
         let state = self.shared.lock();
         let new = match state.out_of_memory {
@@ -191,31 +192,31 @@ impl Pool {
         self.shared.lock().out_of_memory
     }
 
-    /// There may be memory again.
+    /// Declares that there may be memory again.
     pub fn try_memory_again(&self) {
         self.shared.lock().out_of_memory = false;
     }
 
-    /// Whether there is a slot for [`take_returned`](Pool::take_returned).
+    /// Whether [`take_returned`](Pool::take_returned) has a slot to take.
     #[inline]
     pub fn has_returned(&self) -> bool {
         self.shared.has_returned.load(Ordering::Relaxed)
     }
 
-    /// Takes the slots of connections whose wait for their own leases is over. A slot may be another
-    /// connection's by now.
+    /// Takes the slots of connections whose wait for their own leases is over. A slot may belong to
+    /// another connection by now.
     pub fn take_returned(&self, into: &mut Vec<u32>) {
         if self.has_returned() && self.shared.has_returned.swap(false, Ordering::Acquire) {
             into.append(&mut self.shared.lock().returned);
         }
     }
 
-    /// Counts what is in use now.
+    /// Counts the present use.
     pub fn usage(&self) -> PoolUse {
         let state = self.shared.lock();
         let private = state.private.iter().map(|(_, block)| block);
         let leases = state.all.iter().chain(private).map(|block| {
-            // SAFETY: blocks live as long as `shared`; only atomics are looked at.
+            // SAFETY: blocks live as long as `shared`; only their atomics are read.
             unsafe { block.as_ref() }.lease_count()
         });
         let private_count = state.private.len() + state.private_free.len();
@@ -246,19 +247,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this is the process that built the pool. In a forked child the lock may be held for ever.
+    /// Whether this is the process that built the pool. In a forked child, the lock may be held for
+    /// ever.
     fn is_ours(&self) -> bool {
         self.waker.process().is_current()
     }
 
-    /// A block is free again.
+    /// Takes back a block that is free again.
     fn take_back(&self, block: NonNull<Block>) {
         let mut state = self.lock();
         state.free.push(block);
         self.note_memory(state);
     }
 
-    /// A private block is free again.
+    /// Takes back a private block that is free again.
     fn take_back_private(&self, block: NonNull<Block>, key: usize) {
         let mut state = self.lock();
         let known = state.private.try_remove(key);
@@ -272,7 +274,7 @@ impl Shared {
         unsafe { Block::free(block) };
     }
 
-    /// Memory came back: whoever waits for it may look.
+    /// Notes that memory came back, and wakes the owner if it waits for some.
     fn note_memory(&self, mut state: MutexGuard<'_, State>) {
         state.out_of_memory = false;
         let wake = std::mem::take(&mut state.wanted);
@@ -282,7 +284,7 @@ impl Shared {
         }
     }
 
-    /// The connection in this slot waits no longer for its own leases.
+    /// Notes that the connection in this slot no longer waits for its own leases.
     fn note_returned(&self, slot: u32) {
         if !self.is_ours() {
             return;
@@ -296,11 +298,11 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // There are private ones that did not come back only in a forked child.
+        // Private blocks are still out only in a forked child.
         let private = state.private.drain().chain(state.private_free.drain(..));
         for block in state.all.drain(..).chain(private) {
             // SAFETY: every block that is out holds this `Shared` alive, so all are free now:
-            // no lease and no `Filling` points here.
+            // no lease and no `OpenBlock` points here.
             unsafe { Block::free(block) };
         }
     }

@@ -1,6 +1,6 @@
-//! Binding a thread to a processor: every system that can has its own call.
+//! Binds a thread to a processor. Each system that can do so has a call of its own.
 
-use crate::error::{Doing, Errno, Error, ErrorKind};
+use crate::error::{Errno, Error, ErrorContext, ErrorKind};
 
 /// Binds the calling thread to one CPU.
 ///
@@ -9,8 +9,8 @@ use crate::error::{Doing, Errno, Error, ErrorKind};
 /// system has no such call.
 pub fn pin_thread(cpu: usize) -> Result<(), Error> {
     imp::pin_thread(cpu).map_err(|errno| match errno {
-        Errno(libc::ENOTSUP) => Error::new(Doing::Pin, ErrorKind::Unsupported),
-        errno => Error::os(Doing::Pin, errno),
+        Errno(libc::ENOTSUP) => ErrorContext::Pin.error(ErrorKind::Unsupported),
+        errno => ErrorContext::Pin.os_error(errno),
     })
 }
 
@@ -52,7 +52,7 @@ mod imp {
         };
         match refused {
             0 => Ok(()),
-            // FreeBSD's word for a processor that does not exist.
+            // FreeBSD's error for a processor that does not exist.
             libc::EDEADLK => Err(Errno(libc::EINVAL)),
             errno => Err(Errno(errno)),
         }

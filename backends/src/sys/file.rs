@@ -1,11 +1,11 @@
-//! Reads and writes of what is not a socket (a pipe, a terminal, an `eventfd`) that neither block nor
-//! raise a signal.
+//! Reads and writes of descriptors that are not sockets (a pipe, a terminal, an `eventfd`). They
+//! neither block nor raise a signal.
 //!
-//! Such a descriptor is often shared, with other watchers or other programs, and its blocking mode is
-//! everybody's. So each call says by itself that it does not wait, where the system has a flag for
-//! that: Linux has one, for pipes since 6.4, but not for terminals. Elsewhere the mode has to say so.
-//! It is looked at before each call, since others may have changed it, and goes back with the
-//! descriptor.
+//! Such a descriptor is often shared with other watchers or other programs, and its blocking mode
+//! belongs to all of them. So each call says by itself that it does not wait, where the system has
+//! a flag for that. Linux has one, for pipes since 6.4, but not for terminals. Elsewhere the
+//! descriptor must be in non-blocking mode. The mode is checked before each call, since others may
+//! have changed it, and is restored when the descriptor is given up.
 
 use std::os::fd::RawFd;
 
@@ -14,7 +14,7 @@ use super::{TRANSFER_MAX, check_len, uninterrupted};
 use crate::Counts;
 use crate::error::Errno;
 
-/// What keeps calls on a descriptor from blocking.
+/// The means that keeps calls on a descriptor from blocking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NoWait {
     /// A flag of each call.
@@ -22,12 +22,12 @@ pub(crate) enum NoWait {
     ByFlag,
     /// The descriptor's mode.
     ByMode,
-    /// The same, and it was switched here.
+    /// The descriptor's mode, which was switched here.
     Switched,
 }
 
 impl NoWait {
-    /// The calls on the descriptor that this is about.
+    /// The calls on the descriptor that this belongs to.
     #[inline]
     pub(crate) fn calls<'a>(&'a mut self, fd: RawFd, counts: &'a mut Counts) -> Calls<'a> {
         Calls {
@@ -38,7 +38,8 @@ impl NoWait {
     }
 }
 
-/// Calls on one descriptor. All but the first read or write of each are counted here.
+/// Calls on one descriptor. Each call is counted here, except the first read or write of an
+/// operation, which the caller counts.
 #[derive(Debug)]
 pub(crate) struct Calls<'a> {
     fd: RawFd,
@@ -47,10 +48,10 @@ pub(crate) struct Calls<'a> {
 }
 
 impl Calls<'_> {
-    /// Puts the descriptor into non-blocking mode, unless it is.
+    /// Puts the descriptor into non-blocking mode, unless it is in that mode.
     ///
     /// # Errors
-    /// The system's refusal.
+    /// The system's error.
     pub(crate) fn look(&mut self) -> Result<(), Errno> {
         if !self.counts.set_nonblocking(self.fd, true)? {
             *self.how = NoWait::Switched;
@@ -60,7 +61,7 @@ impl Calls<'_> {
         Ok(())
     }
 
-    /// Puts it back into the mode in which it came.
+    /// Restores the mode in which the descriptor came.
     pub(crate) fn restore(&mut self) {
         if std::mem::take(self.how) == NoWait::Switched {
             // Nothing can be done about a refusal.
@@ -86,7 +87,7 @@ impl Calls<'_> {
         )
     }
 
-    /// The same into memory that is initialised.
+    /// `read(2)` into memory that is initialised.
     #[cfg(gaio_uring)]
     pub(crate) fn read_into(&mut self, bytes: &mut [u8]) -> Result<usize, Errno> {
         // SAFETY: `bytes` is borrowed for the call, mutably.
@@ -106,7 +107,7 @@ impl Calls<'_> {
     /// `writev(2)`.
     ///
     /// # Safety
-    /// What the vectors name is valid for reads.
+    /// The memory that the vectors name is valid for reads.
     pub(crate) unsafe fn write_vectors(&mut self, from: &[libc::iovec]) -> Result<usize, Errno> {
         let fd = self.fd;
         self.counts.others += SIGPIPE_CALLS;
@@ -120,7 +121,8 @@ impl Calls<'_> {
         })
     }
 
-    /// Makes a call with the flag, or, where that is not known, another one in non-blocking mode.
+    /// Makes the call with the flag. Where the flag is unknown, makes the plain call in
+    /// non-blocking mode.
     fn call(
         &mut self,
         flagged: impl FnMut() -> Result<usize, Errno>,
@@ -138,7 +140,8 @@ impl Calls<'_> {
     }
 }
 
-/// The calls that take flags. By their numbers, because the C library may be older than the kernel.
+/// The calls that take flags. They are called by their numbers, because the C library may be older
+/// than the kernel.
 #[cfg(all(gaio_epoll, not(gaio_kqueue_model)))]
 mod flagged {
     use std::os::fd::RawFd;
@@ -148,13 +151,13 @@ mod flagged {
 
     pub(super) const EXIST: bool = true;
 
-    /// Where the descriptor is: it has no positions.
+    /// The current position; these descriptors have no others.
     const HERE: libc::c_long = -1;
 
     /// `preadv2(2)`.
     ///
     /// # Safety
-    /// What the vector names is valid for writes.
+    /// The memory that the vector names is valid for writes.
     pub(super) unsafe fn read(fd: RawFd, into: &libc::iovec) -> Result<usize, Errno> {
         let (at, count, flags) = (std::ptr::from_ref(into), 1usize, libc::RWF_NOWAIT);
         // SAFETY: as the caller says; the vector is borrowed for the call.
@@ -165,7 +168,7 @@ mod flagged {
     /// `pwritev2(2)`.
     ///
     /// # Safety
-    /// What the vectors name is valid for reads.
+    /// The memory that the vectors name is valid for reads.
     pub(super) unsafe fn write(fd: RawFd, from: &[libc::iovec]) -> Result<usize, Errno> {
         let (at, count, flags) = (from.as_ptr(), from.len(), libc::RWF_NOWAIT);
         // SAFETY: as the caller says; the vectors are borrowed for the call.
@@ -174,7 +177,7 @@ mod flagged {
     }
 }
 
-/// The system has no such calls.
+/// Stands in for the calls on systems that do not have them.
 #[cfg(not(all(gaio_epoll, not(gaio_kqueue_model))))]
 mod flagged {
     use std::os::fd::RawFd;

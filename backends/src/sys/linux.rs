@@ -1,11 +1,11 @@
-//! What only Linux has: `epoll(7)`, `eventfd(2)`, `timerfd(2)`.
+//! The calls that only Linux has: `epoll(7)`, `eventfd(2)`, `timerfd(2)`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{check, timespec};
 use crate::error::Errno;
-use crate::wake::Bell;
+use crate::wake::Notifier;
 
 /// A close-on-exec epoll instance.
 pub(crate) fn epoll_create() -> Result<OwnedFd, Errno> {
@@ -25,18 +25,8 @@ pub(crate) fn epoll_add(
     epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, events, token)
 }
 
-/// Changes what a registered `fd` is waited for.
-#[cfg(gaio_uring)]
-pub(crate) fn epoll_change(
-    epoll: BorrowedFd<'_>,
-    fd: BorrowedFd<'_>,
-    events: libc::c_int,
-    token: u64,
-) -> Result<(), Errno> {
-    epoll_control(epoll, libc::EPOLL_CTL_MOD, fd, events, token)
-}
-
-fn epoll_control(
+/// `epoll_ctl(2)`: registers `fd`, changes what it is waited for, or removes it.
+pub(crate) fn epoll_control(
     epoll: BorrowedFd<'_>,
     operation: libc::c_int,
     fd: BorrowedFd<'_>,
@@ -54,16 +44,7 @@ fn epoll_control(
 
 /// Removes `fd` from an epoll instance.
 pub(crate) fn epoll_del(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    // SAFETY: removal takes no event.
-    check(unsafe {
-        libc::epoll_ctl(
-            epoll.as_raw_fd(),
-            libc::EPOLL_CTL_DEL,
-            fd.as_raw_fd(),
-            std::ptr::null_mut(),
-        )
-    })
-    .map(drop)
+    epoll_control(epoll, libc::EPOLL_CTL_DEL, fd, 0, 0)
 }
 
 /// `epoll_wait(2)`: fills `events` up to its capacity. A timeout of -1 is none.
@@ -83,8 +64,8 @@ pub(crate) fn epoll_wait(
     Ok(())
 }
 
-/// `epoll_pwait2(2)`: the same with a timeout in nanoseconds. By its number, because the C library
-/// may be older than the kernel.
+/// `epoll_pwait2(2)`: `epoll_wait(2)` with a timeout in nanoseconds. It is called by its number,
+/// because the C library may be older than the kernel.
 pub(crate) fn epoll_wait_precise(
     epoll: BorrowedFd<'_>,
     events: &mut Vec<libc::epoll_event>,
@@ -123,7 +104,7 @@ pub(crate) fn epoll_wait_precise(
     Ok(())
 }
 
-/// A close-on-exec `eventfd(2)` in blocking mode: nobody but a ring reads it while it is zero.
+/// A close-on-exec `eventfd(2)` in blocking mode. Only a ring reads it while it is zero.
 pub(crate) fn eventfd() -> Result<OwnedFd, Errno> {
     // SAFETY: no memory is passed.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) })?;
@@ -134,13 +115,14 @@ pub(crate) fn eventfd() -> Result<OwnedFd, Errno> {
 /// Adds one to an eventfd.
 pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
     let one = 1u64.to_ne_bytes();
-    // A failure means that the count is at its maximum: then it is readable, which is the point.
+    // A failure means that the count is at its maximum. Then the eventfd is readable, which is all
+    // that matters.
     // SAFETY: eight bytes, borrowed for the call.
     unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }
 
-/// Takes an eventfd back to zero, without blocking if it is: a look, and a read only if the look
-/// finds it signalled. Returns whether it was.
+/// Resets an eventfd to zero without blocking. It is read only if `poll(2)` finds it signalled.
+/// Returns whether it was.
 #[cfg(any(gaio_uring, gaio_kqueue_model))]
 pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> bool {
     if super::is_ready(fd.as_raw_fd(), crate::Interest::Readable) != Ok(true) {
@@ -179,16 +161,16 @@ pub(crate) fn arm_timerfd(fd: BorrowedFd<'_>, at: Option<Instant>) {
 
 /// An [`eventfd`] that wakes a watcher.
 #[derive(Debug)]
-pub(crate) struct EventBell(OwnedFd);
+pub(crate) struct EventNotifier(OwnedFd);
 
-impl EventBell {
+impl EventNotifier {
     pub(crate) fn new() -> Result<Self, Errno> {
-        Ok(EventBell(eventfd()?))
+        Ok(EventNotifier(eventfd()?))
     }
 }
 
-impl Bell for EventBell {
-    fn ring(&self) {
+impl Notifier for EventNotifier {
+    fn notify(&self) {
         signal_event(self.0.as_fd());
     }
 

@@ -1,22 +1,22 @@
-//! Writing to what nobody reads must be an error, not a signal. Sockets have a flag for that
-//! (Apple's, for long: an option), some systems have one for pipes, too; elsewhere the signal is
-//! blocked while the pipe is written, and taken back.
+//! A write that nobody can read must give an error, not a signal. Sends to sockets have a flag for
+//! that; older systems of Apple's have an option of the socket. Some systems have a flag of the
+//! descriptor for pipes, too. Elsewhere the signal is blocked during the write, and taken back.
 
 use std::os::fd::BorrowedFd;
 
 use crate::SocketKind;
 use crate::error::Errno;
 
-/// The flag of `send(2)` that asks for no signal. Older systems of Apple's do not know it and take no
-/// notice: [`silence`] is for them.
+/// The flag of `send(2)` that asks for no signal. Older systems of Apple's ignore it:
+/// [`disable_sigpipe`] is for them.
 pub(super) const SEND_FLAG: libc::c_int = libc::MSG_NOSIGNAL;
 
-/// Tells a descriptor to raise no signal, where the calls that write cannot. Returns whether that took
+/// Makes a descriptor raise no signal, where the calls that write cannot. Returns whether that took
 /// a call.
-#[allow(unused_variables)] // Most systems have nothing to tell.
-pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<bool, Errno> {
-    // What is accepted has it from its listener: a socket that was reset, or has ended in both
-    // directions, takes no options any more.
+#[allow(unused_variables)] // Most systems need no such call.
+pub(crate) fn disable_sigpipe(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<bool, Errno> {
+    // An accepted socket has the option from its listener. A socket that was reset, or has ended in
+    // both directions, takes no options any more.
     #[cfg(target_vendor = "apple")]
     if kind != SocketKind::Other {
         return match socket2::SockRef::from(&fd).set_nosigpipe(true) {
@@ -34,11 +34,11 @@ pub(crate) fn silence(fd: BorrowedFd<'_>, kind: SocketKind) -> Result<bool, Errn
     Ok(false)
 }
 
-/// The calls beside the write itself that a write to a pipe takes.
+/// The number of calls that a write to a pipe takes in addition.
 pub(super) use self::pipe::SIGPIPE_CALLS;
 pub(super) use self::pipe::without_sigpipe;
 
-/// The descriptor was told, by [`silence`].
+/// The descriptor raises no signal: `disable_sigpipe` has seen to that.
 #[cfg(any(target_vendor = "apple", target_os = "netbsd"))]
 mod pipe {
     use crate::error::Errno;
@@ -60,11 +60,11 @@ mod pipe {
     use crate::error::Errno;
     use crate::sys::uninterrupted;
 
-    /// A look at what is pending, and the mask twice.
+    /// One call looks for pending signals, two change the mask.
     pub(crate) const SIGPIPE_CALLS: u64 = 3;
 
-    /// Runs a write to a pipe with `SIGPIPE` blocked, and takes back the signal if the write raised
-    /// it: for this thread, on these systems.
+    /// Runs a write to a pipe with `SIGPIPE` blocked, and takes the signal back if the write raised
+    /// it. These systems raise it in the thread that writes.
     pub(crate) fn without_sigpipe(
         write: impl FnMut() -> Result<usize, Errno>,
     ) -> Result<usize, Errno> {
@@ -100,7 +100,8 @@ mod pipe {
         unsafe { libc::sigtimedwait(set, std::ptr::null_mut(), &raw const now) };
     }
 
-    /// The same without `sigtimedwait(2)`: waits only for what is there.
+    /// Takes a pending signal of the set, without `sigtimedwait(2)`: it waits only for a signal
+    /// that is pending.
     ///
     /// # Safety
     /// The set is initialised, and blocked in this thread.

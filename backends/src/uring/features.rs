@@ -1,28 +1,28 @@
-//! Abilities that only newer kernels have and that the backend uses where it can. Each can be
-//! switched off through the environment, to test on a new kernel what runs on an old one:
-//! `GAIO_URING_WITHOUT=no_sqarray,incremental,no_iowait` is what Linux 6.1 has.
+//! Features of newer kernels that the backend uses where it can. Each can be switched off through
+//! the environment, so that a new kernel can test the code for an old one:
+//! `GAIO_URING_WITHOUT=no_sqarray,incremental,no_iowait` leaves the features of Linux 6.1.
 
-use crate::error::{Errno, Refusal};
+use crate::error::{Errno, SetupError};
 
-/// For tests; names as in [`NAMES`], with commas between.
+/// A variable for tests. It holds names of [`NAMES`], with commas between.
 const ENVIRONMENT: &str = "GAIO_URING_WITHOUT";
 
-/// What is used, or may be.
+/// The features in use, or allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Features {
     /// The submission queue has no array of indices (6.6).
     pub(super) no_sqarray: bool,
-    /// Completions are worked out when the ring is entered (6.1).
+    /// Completions are processed when the ring is entered (6.1).
     pub(super) defer_taskrun: bool,
     /// One thread submits (6.0).
     pub(super) single_issuer: bool,
     /// Completions do not interrupt the thread (5.19); only without `defer_taskrun`.
     pub(super) coop_taskrun: bool,
-    /// Lent buffers (5.19). The backend cannot do without; to test that it says so.
+    /// Lent buffers (5.19). The backend cannot do without them. The switch tests that it says so.
     pub(super) buffer_rings: bool,
     /// Lent buffers that several receives fill one after the other (6.12).
     pub(super) incremental: bool,
-    /// Receives (6.0) and accepts (5.19) that go on.
+    /// Receives (6.0) and accepts (5.19) that go on after a completion.
     pub(super) multishot: bool,
     /// Sleeping in the ring does not count as waiting for a disk (6.15).
     pub(super) no_iowait: bool,
@@ -30,8 +30,8 @@ pub(super) struct Features {
 
 type Field = fn(&mut Features) -> &mut bool;
 
-/// Each feature's name in the environment, its words for the user (none if they say nothing), and
-/// where it is.
+/// The name of each feature in the environment, its words for the user (none if the feature says
+/// nothing to them), and its field.
 const NAMES: [(&str, &str, Field); 8] = [
     ("single_issuer", "single issuer", |f| &mut f.single_issuer),
     ("defer_taskrun", "deferred task work", |f| {
@@ -59,13 +59,13 @@ impl Features {
         no_iowait: true,
     };
 
-    /// What may be used: all, but for what the environment rules out.
-    pub(super) fn allowed() -> Result<Self, Refusal> {
+    /// The allowed features: all except those that the environment rules out.
+    pub(super) fn allowed() -> Result<Self, SetupError> {
         let mut features = Features::ALL;
         let without = std::env::var(ENVIRONMENT).unwrap_or_default();
         for name in without.split(',').filter(|name| !name.is_empty()) {
             let known = NAMES.iter().find(|(known, ..)| *known == name);
-            let (.., field) = known.ok_or(Refusal {
+            let (.., field) = known.ok_or(SetupError {
                 step: ENVIRONMENT,
                 errno: Errno(libc::EINVAL),
                 advice: "it names features, with commas between: single_issuer, defer_taskrun, \
@@ -77,7 +77,7 @@ impl Features {
         Ok(features)
     }
 
-    /// In words, for the user.
+    /// The features in words, for the user.
     pub(super) fn words(mut self) -> Vec<&'static str> {
         let words = NAMES.iter().filter_map(|(_, words, field)| {
             let has = *field(&mut self) && !words.is_empty();

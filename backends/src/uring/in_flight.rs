@@ -1,18 +1,19 @@
-//! What the kernel works on: the socket of each slot, and which operation runs on each of its lanes.
-//! Small, because idle connections are many. What an operation carries is in `LoadTable`.
+//! The socket of each slot, and the operation that runs on each of its lanes. An entry is small,
+//! because idle connections are many. The data of operations is in `OpTable`.
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::slots::reserve_gently;
 use crate::sys::NoWait;
-use crate::{Counts, Lane, Place, SocketKind};
+use crate::{Counts, Lane, LaneId, SocketKind};
 
-/// From so many bytes on, the next read polls first: messages of 64 KiB cost a fifth less then, as they
-/// are not read in the pieces in which they arrive; from 16 KiB down they cost more; measured.
+/// The size of a read from which on the next read polls first. Messages of 64 KiB cost a fifth less
+/// then, because they are not read in the pieces in which they arrive. Messages of 16 KiB or less
+/// would cost more; measured.
 const BULK_MIN: u32 = 32 * 1024;
 
-/// No socket in this slot; every operation refuses it.
+/// The descriptor of a slot without a socket. Every operation refuses it.
 const EMPTY: RawFd = -1;
 
 #[derive(Default)]
@@ -23,56 +24,60 @@ pub(super) struct InFlight {
 #[derive(Clone, Copy)]
 pub(super) struct Socket {
     pub(super) fd: RawFd,
-    ops: [Op; 2],
-    /// By lane: what runs there was cancelled.
+    ops: [RingOp; 2],
+    /// Whether the operation of each lane was cancelled.
     cancelled: [bool; 2],
     pub(super) is_other: bool,
-    /// If it is no socket.
+    /// The means against blocking, if the descriptor is not a socket.
     pub(super) no_wait: NoWait,
-    /// What came last was large: more of it is worth waiting for.
+    /// The last read was large, so it pays to wait until more has come.
     pub(super) is_bulky: bool,
-    /// What was written last did not fit: the next write waits until there is room.
+    /// The last write did not fit, so the next one waits until there is room.
     pub(super) is_full: bool,
 }
 
 const _: () = assert!(size_of::<Socket>() == 12);
 
-/// What a completion means depends on what runs.
+/// The operation of a lane. It decides the meaning of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Op {
+pub(super) enum RingOp {
     Idle,
     RecvSwap,
     RecvStream,
     RecvPrivate,
-    /// A transfer between the socket and the load.
+    /// A transfer between the socket and the lane's buffers.
     Transfer,
     Accept,
-    /// One attempt to accept.
+    /// An attempt to accept.
     AcceptOnce,
-    /// Waiting until there is a connection for another attempt.
+    /// A wait for a connection, before another attempt.
     PolledAccept,
     Connect,
     Ready,
-    /// Waiting until the descriptor is ready; then this is what to do by a plain call.
+    /// A wait until the descriptor is ready, before this transfer by a plain call. The same holds
+    /// for the variants below.
     PolledSwap,
     PolledStream,
     PolledPrivate,
     PolledTransfer,
 }
 
-impl Op {
-    /// Whether the ring only says when it can be done.
+impl RingOp {
+    /// Whether the ring only reports when the transfer is possible.
     pub(super) fn is_polled(self) -> bool {
         matches!(
             self,
-            Op::PolledSwap | Op::PolledStream | Op::PolledPrivate | Op::PolledTransfer
+            RingOp::PolledSwap
+                | RingOp::PolledStream
+                | RingOp::PolledPrivate
+                | RingOp::PolledTransfer
         )
     }
 }
 
 const NO_SOCKET: Socket = Socket {
     fd: EMPTY,
-    ops: [Op::Idle; 2],
+    ops: [RingOp::Idle; 2],
     cancelled: [false; 2],
     is_other: false,
     no_wait: NoWait::ByFlag,
@@ -81,21 +86,20 @@ const NO_SOCKET: Socket = Socket {
 };
 
 impl Socket {
-    #[inline(always)]
-    pub(super) fn op(&self, lane: Lane) -> Op {
+    #[inline]
+    pub(super) fn op(&self, lane: Lane) -> RingOp {
         self.ops[lane as usize]
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn is_cancelled(&self, lane: Lane) -> bool {
         self.cancelled[lane as usize]
     }
 
-    /// Notes what runs on an idle lane from now on. False if it is not idle.
-    #[inline(always)]
-    pub(super) fn begin(&mut self, lane: Lane, op: Op) -> bool {
+    #[inline]
+    fn begin(&mut self, lane: Lane, op: RingOp) -> bool {
         let place = &mut self.ops[lane as usize];
-        let idle = *place == Op::Idle;
+        let idle = *place == RingOp::Idle;
         debug_assert!(idle, "{lane:?} runs {place:?}");
         if idle {
             *place = op;
@@ -103,27 +107,27 @@ impl Socket {
         idle
     }
 
-    /// The operation of a lane goes on in another way.
-    pub(super) fn turn_into(&mut self, lane: Lane, op: Op) {
+    /// Replaces the operation of a lane by another way to go on with it.
+    pub(super) fn turn_into(&mut self, lane: Lane, op: RingOp) {
         self.ops[lane as usize] = op;
     }
 
-    /// Nothing runs on the lane any more. Returns whether that was cancelled.
-    #[inline(always)]
+    /// Marks a lane as idle. Returns whether its operation was cancelled.
+    #[inline]
     pub(super) fn end(&mut self, lane: Lane) -> bool {
-        self.ops[lane as usize] = Op::Idle;
+        self.ops[lane as usize] = RingOp::Idle;
         std::mem::take(&mut self.cancelled[lane as usize])
     }
 
-    /// The descriptor, once.
+    /// Takes the descriptor out.
     fn take(&mut self) -> Option<OwnedFd> {
         let fd = std::mem::replace(&mut self.fd, EMPTY);
-        // SAFETY: `attach` took it from an `OwnedFd`; it is taken out once, just now.
+        // SAFETY: `attach` took the descriptor from an `OwnedFd`. It is taken out once, just now.
         (fd != EMPTY).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Learns from what a swap read brought.
-    #[inline(always)]
+    /// Learns from the size of a swap read.
+    #[inline]
     pub(super) fn learn(&mut self, len: u32) {
         self.is_bulky = len >= BULK_MIN;
     }
@@ -137,7 +141,7 @@ impl InFlight {
             self.sockets.push(NO_SOCKET);
         }
         let entry = &mut self.sockets[index];
-        // What runs, if anything, is not forgotten: the kernel still uses its load.
+        // A running operation, if there is one, is not forgotten: the kernel still uses its data.
         *entry = Socket {
             fd: socket.into_raw_fd(),
             is_other: kind == SocketKind::Other,
@@ -148,14 +152,14 @@ impl InFlight {
         };
     }
 
-    /// The socket, in the blocking mode in which it came.
+    /// Takes the socket out, in the blocking mode in which it came.
     pub(super) fn detach(&mut self, slot: u32, counts: &mut Counts) -> Option<OwnedFd> {
         let entry = self.get_mut(slot)?;
         entry.no_wait.calls(entry.fd, counts).restore();
         entry.take()
     }
 
-    /// Closes all sockets. Others that have them find them in the blocking mode in which they came.
+    /// Closes all sockets. Holders of duplicates find them in the blocking mode in which they came.
     pub(super) fn close_all(&mut self, counts: &mut Counts) {
         for slot in 0..self.sockets.len() {
             drop(self.detach(slot as u32, counts));
@@ -168,32 +172,41 @@ impl InFlight {
         (fd != EMPTY).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    /// What is known of a slot, be there a socket or not.
-    #[inline(always)]
+    /// The entry of a slot, with or without a socket.
+    #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<&Socket> {
         self.sockets.get(slot as usize)
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Socket> {
         self.sockets.get_mut(slot as usize)
     }
 
-    /// False if nothing runs there, or is being cancelled already.
-    pub(super) fn mark_cancelled(&mut self, at: Place) -> bool {
+    /// Notes the operation that runs on an idle lane from now on. False if the lane is not idle.
+    #[inline]
+    pub(super) fn begin(&mut self, at: LaneId, op: RingOp) -> bool {
+        let socket = self.get_mut(at.slot());
+        debug_assert!(socket.is_some(), "{at:?} was never attached");
+        socket.is_some_and(|socket| socket.begin(at.lane(), op))
+    }
+
+    /// Marks the operation of a lane as cancelled. False if there is none, or if it was cancelled
+    /// before.
+    pub(super) fn mark_cancelled(&mut self, at: LaneId) -> bool {
         let Some(socket) = self.get_mut(at.slot()) else {
             return false;
         };
-        let runs = socket.op(at.lane()) != Op::Idle;
+        let runs = socket.op(at.lane()) != RingOp::Idle;
         runs && !std::mem::replace(&mut socket.cancelled[at.lane() as usize], true)
     }
 
-    /// Where operations run whose last completion has not come.
-    pub(super) fn all(&self) -> impl Iterator<Item = Place> + '_ {
+    /// The lanes with operations whose last completion has not come.
+    pub(super) fn all(&self) -> impl Iterator<Item = LaneId> + '_ {
         let running = |(slot, socket): (usize, &Socket)| {
-            let runs = Lane::BOTH.map(|lane| (lane, socket.op(lane) != Op::Idle));
+            let runs = Lane::BOTH.map(|lane| (lane, socket.op(lane) != RingOp::Idle));
             let runs = runs.into_iter().filter(|&(_, runs)| runs);
-            runs.map(move |(lane, _)| Place::new(slot as u32, lane))
+            runs.map(move |(lane, _)| LaneId::new(slot as u32, lane))
         };
         self.sockets.iter().enumerate().flat_map(running)
     }

@@ -1,13 +1,20 @@
-//! The native backend: the kernel does the reads and writes and says when they are done.
+//! The native backend: the kernel does the reads and writes, and reports when they are done.
 //!
-//! One `io_uring_enter(2)` a turn submits everything that was started, waits, and collects (`enter`).
-//! `setup` gets the ring, with the `features` of the kernel and, if asked for, under
-//! `restrictions`; `entries` tells it what to do, `connections` accepts and connects where that must not
-//! wait in the kernel, `buffer_ring` lends it swap buffers,
-//! `in_flight` remembers what runs, `private` reads when all swap buffers are out, `waiting` finds out
-//! when a descriptor is ready, `polled` does the reads and writes that need that, `reap` says what a
-//! completion means, `nesting` makes the ring something to poll, `teardown` ends it all without the
-//! kernel writing into freed memory. This file starts operations and hands out what comes of them.
+//! One `io_uring_enter(2)` a turn submits all started operations, waits, and collects. This file
+//! starts operations and hands out their completions. The other files:
+//!
+//! - `setup.rs` builds the ring, with the features of the kernel (`features.rs`) and, if asked for,
+//!   under restrictions (`restrictions.rs`);
+//! - `enter.rs` makes the system call;
+//! - `entries.rs` turns requests into submission entries, `reap.rs` turns completion entries into
+//!   completions, and `in_flight.rs` keeps the operations between the two;
+//! - `buffer_ring.rs` lends swap buffers to the kernel, and `private.rs` reads when all swap
+//!   buffers are out;
+//! - `connections.rs` accepts and connects where that must not wait in the kernel;
+//! - `waiting.rs` waits until a descriptor is ready, and `polled.rs` does the reads and writes that
+//!   need such a wait;
+//! - `nesting.rs` makes the ring a descriptor to poll;
+//! - `teardown.rs` ends it all, so that the kernel does not write into freed memory.
 
 mod buffer_ring;
 mod connections;
@@ -36,39 +43,40 @@ use io_uring::{CompletionQueue, IoUring, SubmissionQueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
 use self::features::Features;
-use self::in_flight::{InFlight, Op};
+use self::in_flight::{InFlight, RingOp, Socket};
 use self::nesting::Nest;
 use self::polled::Polled;
 use self::private::PrivateReads;
 use self::waiting::Misled;
 use crate::error::Errno;
-use crate::error::Refusal;
+use crate::error::SetupError;
 use crate::swap::Pool;
 use crate::sys;
 use crate::wake::Waker;
 use crate::{
-    Backend, Buffer, Completion, Counts, LoadTable, Loads, Options, Payload, Place, Request, Sink,
-    SocketKind, SwapRoom, Until,
+    Backend, Completion, Counts, LaneId, OpTable, OpTableView, Options, Request, SocketKind,
+    SwapRoom, Until,
 };
 
-/// The one group of provided buffers.
+/// The only group of provided buffers.
 const BUFFER_GROUP: u16 = 0;
-/// The most blocks lent to the kernel at a time: few, so that they stay warm, and so that a stream
-/// takes little more than its window; measured.
+/// The greatest number of blocks lent to the kernel at a time. It is small, so that the blocks stay
+/// warm, and so that a stream takes little more than its window; measured.
 const LENT_MAX: usize = 16;
-/// Places in the submission queue that are kept for the backend's own entries.
+/// The entries of the submission queue that are kept for the backend itself.
 const OWN_ENTRIES: usize = 2;
 
-/// `user_data` of entries that belong to no place. Places have 32 bits.
+/// `user_data` of entries that belong to no lane. Lanes have 32 bits.
 const IGNORED: u64 = u64::MAX;
 const WOKEN: u64 = u64::MAX - 1;
 const WAITED: u64 = u64::MAX - 2;
 
 /// The backend over io_uring.
-pub struct Uring {
-    /// Leaked when built, so that the queues can hold on to it; freed by the teardown.
+pub(crate) struct Uring {
+    /// Leaked when built, so that the queues can refer to it. The teardown frees it.
     ring: &'static IoUring,
-    /// The only handles of the two queues. Never dropped: that would write to the ring.
+    /// The only handles of the two queues. They are never dropped, because that would write to the
+    /// ring.
     submission: ManuallyDrop<SubmissionQueue<'static>>,
     completion: ManuallyDrop<CompletionQueue<'static>>,
     buffers: ManuallyDrop<BufferRing>,
@@ -77,21 +85,18 @@ pub struct Uring {
     polled: Polled,
     misled: Misled,
     in_flight: InFlight,
-    loads: ManuallyDrop<LoadTable>,
-    /// Completions that need no kernel.
-    immediate: VecDeque<Completion>,
-    /// What the last completion brought.
-    brought: Payload,
-    /// How many entries of the submission queue are for the watcher's operations.
-    starts_max: usize,
+    op_table: ManuallyDrop<OpTable>,
+    /// Completions of operations that ended without the ring, which knew nothing of them when they
+    /// were cancelled.
+    ended: VecDeque<Completion>,
     /// Entries that found the submission queue full.
     deferred: VecDeque<squeue::Entry>,
-    /// Operations that were cancelled and still run.
+    /// The number of operations that were cancelled and still run.
     cancelling: usize,
-    /// The last enter left deferred completions behind.
+    /// Whether the last enter left deferred completions behind.
     left_behind: bool,
     waker: Arc<Waker>,
-    /// Where the kernel puts the waker's count.
+    /// The memory for the waker's count, which the kernel writes.
     wake_count: Box<u64>,
     wake_armed: bool,
     features: Features,
@@ -102,27 +107,27 @@ pub struct Uring {
     counts: Counts,
 }
 
-// SAFETY: the queues have pointers into the ring's mapping, which belongs to this value alone;
-// the kernel binds the ring to a thread only in `bind`, and refuses (it does not misbehave) when
-// another one enters.
+// SAFETY: the queues have pointers into the ring's mapping, which belongs to this value alone. The
+// kernel binds the ring to a thread only in `bind`. If another thread enters, the kernel refuses,
+// and does not misbehave.
 unsafe impl Send for Uring {}
 
 impl Uring {
     /// Builds the backend and proves that it works.
     ///
     /// # Errors
-    /// The step that failed, and how.
-    pub fn new(options: &Options) -> Result<(Self, Vec<&'static str>), Refusal> {
-        let failed = |step| move |errno: Errno| setup::refusal(step, &errno.into());
+    /// The step that failed, and the system's error.
+    pub(crate) fn new(options: &Options) -> Result<(Self, Vec<&'static str>), SetupError> {
+        let failed = |step| move |errno: Errno| setup::setup_error(step, &errno.into());
         let features = setup::prove()?;
         let ring = setup::build(features, options.queue_depth as u32)?;
         let exit = teardown::ExitPipe::register(&ring).map_err(failed("io_uring_register"))?;
-        // Some are left to descriptors that are not sockets.
+        // The other blocks are left to descriptors that are not sockets.
         let lent = (options.swap_buffers * 3 / 4).clamp(1, LENT_MAX) as u16;
         let buffers = BufferRing::register(&ring.submitter(), lent, features.incremental)
-            .map_err(|error| setup::refusal("registering a buffer ring", &error))?;
-        // Nothing of ours is meant to need a thread of the kernel's; what does all the same gets one for
-        // all. It is no reason to decline the ring.
+            .map_err(|error| setup::setup_error("registering a buffer ring", &error))?;
+        // No operation here is meant to need a thread of the kernel's. Should one need it all the
+        // same, there is one thread for all of them. A refusal is no reason to decline the ring.
         let _ = ring.submitter().register_iowq_max_workers(&mut [1, 1]);
         if options.restricted {
             restrictions::restrict(&ring)?;
@@ -143,10 +148,8 @@ impl Uring {
             polled: Polled::default(),
             misled: Misled::new().map_err(failed("epoll_create"))?,
             in_flight: InFlight::default(),
-            loads: ManuallyDrop::default(),
-            immediate: VecDeque::new(),
-            brought: Payload::None,
-            starts_max: ring.params().sq_entries() as usize - OWN_ENTRIES,
+            op_table: ManuallyDrop::default(),
+            ended: VecDeque::new(),
             deferred: VecDeque::new(),
             cancelling: 0,
             left_behind: false,
@@ -172,9 +175,10 @@ impl Uring {
     /// Queues an entry for the next enter.
     ///
     /// # Safety
-    /// Whatever memory the entry names lives until its last completion.
-    #[inline(always)]
+    /// All memory that the entry names lives until its last completion.
+    #[inline]
     unsafe fn push(&mut self, entry: squeue::Entry) {
+        // Behind deferred entries, so that the order is kept.
         // SAFETY: as the caller says.
         if !self.deferred.is_empty() || unsafe { self.submission.push(&entry) }.is_err() {
             self.defer(entry);
@@ -186,68 +190,30 @@ impl Uring {
         self.deferred.push_back(entry);
     }
 
-    /// Records an operation and queues its entry. Nothing is done if the lane is not idle.
+    /// Records an operation and queues its entry.
     ///
     /// # Safety
-    /// Whatever memory the entry names lies in the place's load: it stays until the last completion,
-    /// for which the teardown waits, or else keeps the table. Lent swap buffers are kept by the
-    /// buffer ring in the same way.
-    #[inline(always)]
-    unsafe fn launch(&mut self, at: Place, op: Op, entry: squeue::Entry) {
-        let socket = self.in_flight.get_mut(at.slot());
-        if socket.is_some_and(|socket| socket.begin(at.lane(), op)) {
-            // A swap read uses no load.
-            if op != Op::RecvSwap {
-                self.loads.begin(at);
+    /// All memory that the entry names belongs to the lane's entry in the table of operation data.
+    /// It stays until the last completion: the teardown waits for that, or else keeps the table.
+    /// Lent swap buffers are kept by the buffer ring in the same way.
+    #[inline]
+    unsafe fn launch(&mut self, at: LaneId, op: RingOp, entry: squeue::Entry) {
+        if self.in_flight.begin(at, op) {
+            // A swap read uses no operation data.
+            if op != RingOp::RecvSwap {
+                self.op_table.begin(at);
             }
-            // SAFETY: as the caller says; the load, if there is one, is busy now.
+            // SAFETY: as the caller says; the operation data, if there is any, is busy now.
             unsafe { self.push(entry.user_data(u64::from(at.number()))) };
         }
     }
 
-    /// A swap read, in the fewest steps.
-    #[inline(always)]
-    fn start_receive(&mut self, at: Place) {
-        let Some(socket) = self.in_flight.get_mut(at.slot()) else {
-            return;
-        };
-        if socket.is_other {
-            return self.start_polled(at, Request::ReadSwap);
-        }
-        // Without a buffer, the kernel would not wait for data.
-        let poll_first = socket.is_bulky || self.buffers.is_empty();
-        let entry = entries::receive(Fd(socket.fd), poll_first);
-        if socket.begin(at.lane(), Op::RecvSwap) {
-            // SAFETY: it names no memory but lent buffers.
-            unsafe { self.push(entry.user_data(u64::from(at.number()))) };
-        }
-    }
-
-    /// A single write, likewise.
-    #[inline(always)]
-    fn start_send(&mut self, at: Place) {
-        let Some(socket) = self.in_flight.get_mut(at.slot()) else {
-            return;
-        };
-        if socket.is_other || socket.is_full {
-            return self.start_polled(at, Request::Write);
-        }
-        let fd = Fd(socket.fd);
-        if socket.begin(at.lane(), Op::Transfer) {
-            let entry = entries::send(fd, self.loads.begin_write(at));
-            // SAFETY: the bytes lie in the load, which is busy now.
-            unsafe { self.push(entry.user_data(u64::from(at.number()))) };
-        }
-    }
-
-    /// Any operation.
-    fn start_any(&mut self, at: Place, request: Request) {
-        let Some(&socket) = self.in_flight.get(at.slot()) else {
-            return;
-        };
+    /// Starts any operation that is neither a swap read nor a write to a socket with room.
+    fn start_other(&mut self, at: LaneId, socket: Socket, request: Request) -> Option<Completion> {
         let waits = match request {
-            Request::Connect if self.loads.is_to_unix(at) => return self.connect_unix(at),
-            // The watcher starts a stream again, as after any success.
+            Request::Connect if self.op_table.is_to_unix(at) => return Some(self.connect_unix(at)),
+            // Where the stream cannot go on by itself, the watcher starts it again, as after any
+            // success.
             Request::Accept => return self.start_accept(at),
             Request::AcceptStream if !self.features.multishot => return self.start_accept(at),
             Request::Ready(_) => false,
@@ -261,13 +227,30 @@ impl Uring {
             return self.start_private(at, Fd(socket.fd));
         }
         match self.entry(at, Fd(socket.fd), request) {
-            // SAFETY: buffer, address and account lie in the load.
-            Ok((entry, op)) => unsafe { self.launch(at, op, entry) },
-            Err(errno) => self.immediate.push_back(Completion::last(at, Err(errno))),
+            Ok((entry, op)) => {
+                // SAFETY: buffer, batch and address belong to the lane's operation data. Beside
+                // them, entries name lent buffers only.
+                unsafe { self.launch(at, op, entry) };
+                None
+            }
+            Err(errno) => Some(Completion::last(at, Err(errno))),
         }
     }
 
-    /// Moves what found the queue full into it. Order is kept: nothing else is pushed before.
+    /// Whether nothing is lent, so that a read has to wait for its data before it asks for a
+    /// buffer. Reads that begin after the next refill would overtake a read that waits so. That is
+    /// why the refill is tried first.
+    #[inline]
+    fn lacks_buffers(&mut self) -> bool {
+        if self.buffers.is_empty() {
+            self.buffers.refill(&self.pool);
+        }
+        self.buffers.is_empty()
+    }
+
+    /// Moves deferred entries into the submission queue, in order. Nothing else is pushed before
+    /// them.
+    #[cold]
     fn push_deferred(&mut self) {
         while let Some(entry) = self.deferred.front() {
             // SAFETY: as when it was deferred: its memory lives until its last completion.
@@ -278,6 +261,8 @@ impl Uring {
         }
     }
 }
+
+impl crate::sealed::Backend for Uring {}
 
 impl Backend for Uring {
     fn attach(
@@ -305,31 +290,40 @@ impl Backend for Uring {
     }
 
     #[inline]
-    fn loads(&mut self) -> Loads<'_> {
-        self.loads.as_loads()
+    fn op_table(&mut self) -> OpTableView<'_> {
+        self.op_table.view()
     }
 
-    fn start(&mut self, at: Place, request: Request) {
-        self.start_any(at, request);
+    fn unwritten(&self, at: LaneId) -> usize {
+        self.op_table.unwritten_len(at)
     }
 
-    #[inline(always)]
-    fn start_read_swap(&mut self, at: Place) -> bool {
-        let has_room = self.submission.len() < self.starts_max && self.deferred.is_empty();
-        if has_room {
-            self.start_receive(at);
+    #[inline]
+    fn start(&mut self, at: LaneId, request: Request) -> Option<Completion> {
+        let socket = self.in_flight.get(at.slot());
+        debug_assert!(socket.is_some(), "{at:?} was never attached");
+        let &socket = socket?;
+        match request {
+            Request::ReadSwap if !socket.is_other => {
+                let polls_first = self.lacks_buffers() || socket.is_bulky;
+                let entry = entries::receive(Fd(socket.fd), polls_first);
+                // SAFETY: the entry names no memory but lent buffers.
+                unsafe { self.launch(at, RingOp::RecvSwap, entry) };
+                None
+            }
+            Request::Write if !socket.is_other && !socket.is_full => {
+                let entry = entries::send(Fd(socket.fd), self.op_table.unwritten(at));
+                // SAFETY: the bytes belong to the lane's operation data.
+                unsafe { self.launch(at, RingOp::Transfer, entry) };
+                None
+            }
+            _ => self.start_other(at, socket, request),
         }
-        has_room
     }
 
-    #[inline(always)]
-    fn start_write(&mut self, at: Place) -> Option<(Buffer, usize)> {
-        self.start_send(at);
-        None
-    }
-
-    /// What was started in this turn has its try before: the ring keeps the order.
-    fn cancel(&mut self, at: Place, _last_try: bool) {
+    /// A last try needs no care: the ring keeps the order, so an operation that was started in this
+    /// turn is attempted before its cancellation.
+    fn cancel(&mut self, at: LaneId, _last_try: bool) {
         if !self.in_flight.mark_cancelled(at) {
             return;
         }
@@ -365,15 +359,12 @@ impl Backend for Uring {
         self.wait_nested(until)
     }
 
+    #[inline]
     fn next(&mut self) -> Option<Completion> {
-        if let Some(completion) = self.immediate.pop_front() {
+        if self.has_ended_here()
+            && let Some(completion) = self.next_ended_here()
+        {
             return Some(completion);
-        }
-        while let Some(at) = self.misled.next_woken() {
-            let completion = self.reap_woken(at);
-            if completion.is_some() {
-                return completion;
-            }
         }
         while let Some(entry) = self.completion.next() {
             let completion = self.reap(entry.user_data(), entry.result(), entry.flags());
@@ -382,32 +373,6 @@ impl Backend for Uring {
             }
         }
         None
-    }
-
-    #[inline]
-    fn collect(&mut self, most: usize, sink: &mut impl Sink<Self>) {
-        let mut left = most;
-        while left > 0
-            && let Some(completion) = self.immediate.pop_front()
-        {
-            left -= 1;
-            sink.completed(self, completion, Payload::None);
-        }
-        while left > 0
-            && let Some(at) = self.misled.next_woken()
-        {
-            left -= usize::from(self.hand_out_woken(at, sink));
-        }
-        while left > 0
-            && let Some(entry) = self.completion.next()
-        {
-            left -= usize::from(self.hand_out(entry, sink));
-        }
-    }
-
-    #[inline(always)]
-    fn payload(&mut self) -> Payload {
-        self.brought.take()
     }
 
     fn has_work(&mut self) -> bool {

@@ -1,5 +1,5 @@
-//! A ring inside another event loop: a descriptor that is readable when `wait` has something, and
-//! a `wait` that sleeps on that descriptor from then on.
+//! A ring inside another event loop: a descriptor that is readable when `wait` has something to
+//! hand out, and a `wait` that sleeps on that descriptor from then on.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
@@ -8,9 +8,10 @@ use super::Uring;
 use crate::error::Errno;
 use crate::{Backend, Until, sys};
 
-/// What makes a blocking `poll(2)` work: the ring's own descriptor does not wake one while task
-/// work is deferred. The ring's event, the waker's and a timer. The waker's event is no longer
-/// read by the ring then: an event that arises within an event's signal is put off by the kernel.
+/// An epoll instance for other event loops. The ring's own descriptor does not wake a blocking
+/// `poll(2)` while task work is deferred. The instance holds the ring's event, the waker's event
+/// and a timer. The ring no longer reads the waker's event then, because the kernel puts off an
+/// event that arises within the signal of another event.
 pub(super) struct Nest {
     epoll: OwnedFd,
     event: OwnedFd,
@@ -25,14 +26,14 @@ impl Nest {
 }
 
 impl Uring {
-    /// A duplicate of what to poll, which is there from the first call on.
+    /// A duplicate of the descriptor to poll. The first call builds the instance.
     pub(super) fn nest(&mut self) -> Result<OwnedFd, Errno> {
         if let Some(nest) = &self.nest {
             return sys::duplicate(nest.epoll.as_fd());
         }
         let nest = self.build_nest()?;
         let descriptor = sys::duplicate(nest.epoll.as_fd())?;
-        // What completed before makes no event of its own: whoever asks looks for that.
+        // Earlier completions make no event of their own: the caller looks for them.
         self.ring
             .submitter()
             .register_eventfd(nest.event.as_raw_fd())?;
@@ -49,14 +50,15 @@ impl Uring {
         let Some(nest) = &self.nest else {
             return Ok(());
         };
-        // `until` bounds this sleep; a timer that has fired would end it at once.
+        // `until` bounds this sleep. A timer that has fired would end it at once.
         nest.arm(None);
         self.counts.waits += 1;
         sys::wait_readable(nest.epoll.as_fd(), until)?;
         self.round(Until::Now)
     }
 
-    /// Takes back the events that made the descriptor readable: their cause is looked at next.
+    /// Takes back the events that made the descriptor readable. Their causes are looked at next.
+    #[cold]
     pub(super) fn clear_nest(&mut self) {
         if let Some(nest) = &self.nest {
             let signalled = sys::clear_event(nest.event.as_fd());
@@ -71,11 +73,13 @@ impl Uring {
         }
     }
 
-    /// Kernels from 6.10 on lose all but the first of the signals that they put off, until the event
-    /// is registered anew. They put off what arises within another event's signal (a loop in a loop
-    /// in a loop), and some 6.12 every one for an arrival. Which signal was put off cannot be seen.
-    /// What arrives between the two calls is told by the ring's flags, which are looked at next.
-    /// Returns how many calls it made.
+    /// Registers the event anew, and returns the number of calls.
+    ///
+    /// Kernels from 6.10 on put off a signal that arises within the signal of another event (a loop
+    /// in a loop in a loop). Some 6.12 kernels put off every signal of an arrival. Of the signals
+    /// that they put off, they lose all but the first, until the event is registered anew. It
+    /// cannot be seen which signal was put off, so this is done after each. The ring's flags, which
+    /// are looked at next, report arrivals between the two calls.
     fn renew_registration(&self, nest: &Nest) -> u64 {
         let _ = self.ring.submitter().unregister_eventfd();
         if self
@@ -84,7 +88,7 @@ impl Uring {
             .register_eventfd(nest.event.as_raw_fd())
             .is_err()
         {
-            // No memory: stay readable, so that the next round tries again.
+            // Out of memory: the descriptor stays readable, so that the next round tries again.
             sys::signal_event(nest.event.as_fd());
         }
         2

@@ -1,54 +1,62 @@
-//! Transfers for which the ring only says when the descriptor is ready, and plain system calls move the
-//! bytes: reads and writes of descriptors that are not sockets (pipes, terminals, an `eventfd`), and
-//! writes to a socket that was full. The ring's own reads of such files would start kernel threads,
-//! fail with `EAGAIN`, or raise `SIGPIPE`; its waiting sends would start kernel threads, too.
+//! Transfers by plain system calls, after the ring has reported that the descriptor is ready: reads
+//! and writes of descriptors that are not sockets (pipes, terminals, an `eventfd`), and writes to a
+//! socket that was full. The ring's own reads of such files would start kernel threads, fail with
+//! `EAGAIN`, or raise `SIGPIPE`. Its waiting sends would start kernel threads, too.
 
 use super::Uring;
-use super::in_flight::Op;
+use super::in_flight::RingOp;
 use crate::error::Errno;
-use crate::swap::Filling;
+use crate::swap::OpenBlock;
 use crate::sys;
-use crate::{Completion, Lane, Payload, Place, Request};
+use crate::{Completion, Lane, LaneId, Request, SwapBuf};
 
-/// The block that their swap reads fill. Of the pool that sockets use, too; but those read into
-/// what was lent to the ring.
+/// The block that swap reads of such descriptors fill. It comes from the same pool as the blocks
+/// that are lent to the ring for sockets.
 #[derive(Debug, Default)]
 pub(super) struct Polled {
-    filling: Option<Filling>,
+    open_block: Option<OpenBlock>,
+}
+
+/// The bytes that a plain call moved.
+pub(super) enum Moved {
+    /// This many bytes, from or to the lane's buffers. For a read, 0 is the end.
+    Bytes(usize),
+    /// A lease of bytes that were read into a block.
+    Leased(SwapBuf),
 }
 
 impl Uring {
     #[cold]
-    pub(super) fn start_polled(&mut self, at: Place, request: Request) {
+    pub(super) fn start_polled(&mut self, at: LaneId, request: Request) -> Option<Completion> {
         let op = match request {
-            Request::ReadSwap => Op::PolledSwap,
-            Request::ReadStream | Request::ReadStep => Op::PolledStream,
-            Request::ReadPrivate => Op::PolledPrivate,
-            Request::Read | Request::Write | Request::WriteMany => Op::PolledTransfer,
+            Request::ReadSwap => RingOp::PolledSwap,
+            Request::ReadStream | Request::ReadStep => RingOp::PolledStream,
+            Request::ReadPrivate => RingOp::PolledPrivate,
+            Request::Read | Request::Write | Request::WriteMany => RingOp::PolledTransfer,
             Request::Ready(_) | Request::Accept | Request::AcceptStream | Request::Connect => {
                 let refused = Err(Errno(libc::ENOTSOCK));
-                return self.immediate.push_back(Completion::last(at, refused));
+                return Some(Completion::last(at, refused));
             }
         };
-        let socket = self.in_flight.get_mut(at.slot());
-        if socket.is_some_and(|socket| socket.begin(at.lane(), op)) {
-            self.loads.begin(at);
+        if self.in_flight.begin(at, op) {
+            self.op_table.begin(at);
             self.poll(at);
         }
+        None
     }
 
-    /// The descriptor is said to be ready, or the poll failed.
+    /// Transfers after a poll has reported readiness or failed.
     #[cold]
     pub(super) fn ready_polled(
         &mut self,
-        at: Place,
-        op: Op,
+        at: LaneId,
+        op: RingOp,
         polled: Result<u32, Errno>,
     ) -> Option<Completion> {
         let cancelled = self.in_flight.get(at.slot())?.is_cancelled(at.lane());
         let mut result = polled.and_then(|_| self.transfer(at, op));
-        // A private read does not wait.
-        if result == Err(Errno(libc::EAGAIN)) && op != Op::PolledPrivate {
+        // Not ready after all: wait again, except in a private read, which never waits.
+        if result.as_ref().err() == Some(&Errno(libc::EAGAIN)) && op != RingOp::PolledPrivate {
             if cancelled {
                 result = Err(Errno(libc::ECANCELED));
             } else if let Err(errno) = self.poll_exactly(at) {
@@ -59,22 +67,26 @@ impl Uring {
         }
         self.stop_waiting(at);
         self.end(at);
-        // A stream is started again by the watcher, as after any success. One call transfers less
-        // than 2 GiB.
-        Some(Completion::last(at, result.map(|len| len as u32)))
+        // The watcher starts a stream again, as after any success.
+        Some(match result {
+            Ok(Moved::Leased(lease)) => Completion::leased(at, false, lease),
+            // One call transfers less than 2 GiB.
+            Ok(Moved::Bytes(len)) => Completion::last(at, Ok(len as u32)),
+            Err(errno) => Completion::last(at, Err(errno)),
+        })
     }
 
-    fn transfer(&mut self, at: Place, op: Op) -> Result<usize, Errno> {
+    fn transfer(&mut self, at: LaneId, op: RingOp) -> Result<Moved, Errno> {
         match (op, at.lane()) {
-            (Op::PolledTransfer, Lane::Read) => {
+            (RingOp::PolledTransfer, Lane::Read) => {
                 let socket = self.in_flight.get_mut(at.slot());
                 let socket = socket.ok_or(Errno(libc::EBADF))?;
                 self.counts.reads += 1;
                 let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
-                calls.read_into(self.loads.unread(at))
+                calls.read_into(self.op_table.unread(at)).map(Moved::Bytes)
             }
-            (Op::PolledTransfer, Lane::Write) => self.write(at),
-            (Op::PolledPrivate, _) => {
+            (RingOp::PolledTransfer, Lane::Write) => self.write(at).map(Moved::Bytes),
+            (RingOp::PolledPrivate, _) => {
                 self.counts.reads += 1;
                 self.read_private(at)
             }
@@ -82,30 +94,31 @@ impl Uring {
         }
     }
 
-    fn write(&mut self, at: Place) -> Result<usize, Errno> {
+    fn write(&mut self, at: LaneId) -> Result<usize, Errno> {
         let socket = self.in_flight.get_mut(at.slot());
         let socket = socket.ok_or(Errno(libc::EBADF))?;
         self.counts.writes += 1;
         let written = if socket.is_other {
             let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
-            match self.loads.batch(at) {
+            match self.op_table.batch(at) {
                 Some(batch) => batch.write(calls),
-                None => calls.write(self.loads.unwritten(at)),
+                None => calls.write(self.op_table.unwritten(at)),
             }
         } else {
-            match self.loads.batch(at) {
+            match self.op_table.batch(at) {
                 Some(batch) => batch.send(socket.fd),
-                None => sys::send(socket.fd, self.loads.unwritten(at)),
+                None => sys::send(socket.fd, self.op_table.unwritten(at)),
             }
         };
         self.note_written(at, written.map(|len| len as u32));
         written
     }
 
-    /// Learns from a write whether the next one fits.
-    pub(super) fn note_written(&mut self, at: Place, written: Result<u32, Errno>) {
+    /// Learns from a write whether the next one will fit.
+    #[inline]
+    pub(super) fn note_written(&mut self, at: LaneId, written: Result<u32, Errno>) {
         let is_full = match written {
-            Ok(len) => (len as usize) < self.loads.unwritten_len(at).min(sys::TRANSFER_MAX),
+            Ok(len) => (len as usize) < self.op_table.offered_len(at).min(sys::TRANSFER_MAX),
             Err(errno) => errno.would_block(),
         };
         if let Some(socket) = self.in_flight.get_mut(at.slot()) {
@@ -113,32 +126,30 @@ impl Uring {
         }
     }
 
-    fn read_swap(&mut self, at: Place, op: Op) -> Result<usize, Errno> {
+    fn read_swap(&mut self, at: LaneId, op: RingOp) -> Result<Moved, Errno> {
         self.counts.reads += 1;
         let socket = self.in_flight.get_mut(at.slot());
         let socket = socket.ok_or(Errno(libc::EBADF))?;
         let polled = &mut self.polled;
-        if polled.filling.as_ref().is_none_or(is_nearly_full) {
-            polled.filling = None;
-            polled.filling = self.pool.checkout();
+        if polled.open_block.as_ref().is_none_or(is_nearly_full) {
+            polled.open_block = None;
+            polled.open_block = self.pool.checkout();
         }
-        let filling = polled.filling.as_mut().ok_or(Errno(libc::ENOBUFS))?;
-        let (tail, room) = filling.tail();
+        let open_block = polled.open_block.as_mut().ok_or(Errno(libc::ENOBUFS))?;
+        let (tail, room) = open_block.tail();
         let mut calls = socket.no_wait.calls(socket.fd, &mut self.counts);
         // SAFETY: the tail is valid for writes of `room` bytes.
         let len = unsafe { calls.read(tail, room) }?;
         if len == 0 {
-            return Ok(0);
+            return Ok(Moved::Bytes(0));
         }
-        let charged = self.loads.credit(at.slot());
-        let charged = charged.filter(|_| op == Op::PolledStream);
+        let charged = self.op_table.credit(at.slot());
+        let charged = charged.filter(|_| op == RingOp::PolledStream);
         // SAFETY: `read(2)` wrote these bytes, and later reads go behind them.
-        let lease = unsafe { filling.lease(len, charged) };
-        self.brought = Payload::Lease(lease);
-        Ok(len)
+        Ok(Moved::Leased(unsafe { open_block.lease(len, charged) }))
     }
 }
 
-fn is_nearly_full(filling: &Filling) -> bool {
-    filling.left() < filling.size() / 16
+fn is_nearly_full(open_block: &OpenBlock) -> bool {
+    open_block.left() < open_block.size() / 16
 }

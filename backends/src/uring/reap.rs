@@ -1,161 +1,148 @@
-//! From an entry of the completion queue to a completion, and to what it brought.
+//! Completions from entries of the completion queue.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use io_uring::cqueue;
 
-use super::in_flight::Op;
-use super::{Uring, WAITED, WOKEN};
+use super::in_flight::RingOp;
+use super::{IGNORED, Uring, WAITED, WOKEN};
 use crate::error::Errno;
-use crate::swap::SwapBuf;
-use crate::{Completion, Lane, Payload, Place, Sink};
+use crate::{Completion, Lane, LaneId, Outcome};
 
 impl Uring {
-    /// Hands out what an entry of the completion queue means. False if it is no place's.
-    #[inline(always)]
-    pub(super) fn hand_out(&mut self, entry: cqueue::Entry, sink: &mut impl Sink<Self>) -> bool {
-        let (number, result, flags) = (entry.user_data(), entry.result(), entry.flags());
-        let at = Place::from_number(number as u32);
-        let slot = at.slot();
-        if let Some(socket) = self.in_flight.get_mut(slot)
-            && result > 0
-            && !socket.is_cancelled(at.lane())
-        {
-            let len = result as u32;
-            match (at.lane(), socket.op(at.lane())) {
-                (Lane::Read, Op::RecvSwap) => {
-                    let at = Place::new(slot, Lane::Read);
-                    socket.learn(len);
-                    socket.end(Lane::Read);
-                    match self.received(None, len, flags) {
-                        Some(lease) => sink.received(self, at, lease),
-                        // The kernel says that it filled a buffer that it does not have: no working
-                        // one does.
-                        None => hand_out_last(self, at, Err(Errno(libc::EIO)), sink),
-                    }
-                    return true;
-                }
-                (Lane::Read, Op::RecvStream) if cqueue::more(flags) => {
-                    let at = Place::new(slot, Lane::Read);
-                    match self.received(Some(at), len, flags) {
-                        Some(lease) => sink.streamed(self, at, lease),
-                        None => hand_out_last(self, at, Err(Errno(libc::EIO)), sink),
-                    }
-                    return true;
-                }
-                (Lane::Write, Op::Transfer) => {
-                    let at = Place::new(slot, Lane::Write);
-                    if let Some((buffer, size)) = self.loads.end_whole(at, len) {
-                        socket.end(Lane::Write);
-                        sink.wrote(self, at, buffer, size);
-                        return true;
-                    }
-                }
-                _ => {}
+    /// Whether an operation ended without an entry of the completion queue, or a lane was woken
+    /// there.
+    #[inline]
+    pub(super) fn has_ended_here(&self) -> bool {
+        !self.ended.is_empty() || self.misled.has_woken()
+    }
+
+    /// The next completion that has no entry in the completion queue.
+    #[cold]
+    pub(super) fn next_ended_here(&mut self) -> Option<Completion> {
+        if let Some(completion) = self.ended.pop_front() {
+            return Some(completion);
+        }
+        while let Some(at) = self.misled.next_woken() {
+            let completion = self.reap_woken(at);
+            if completion.is_some() {
+                return completion;
             }
         }
-        self.hand_out_other(number, result, flags, sink)
+        None
     }
 
-    #[inline(never)]
-    fn hand_out_other(
-        &mut self,
-        number: u64,
-        result: i32,
-        flags: u32,
-        sink: &mut impl Sink<Self>,
-    ) -> bool {
-        let completion = self.reap(number, result, flags);
-        self.complete(completion, sink)
-    }
-
-    /// Hands out what comes of a lane that was woken. False if it waits on.
-    #[cold]
-    pub(super) fn hand_out_woken(&mut self, at: Place, sink: &mut impl Sink<Self>) -> bool {
-        let completion = self.reap_woken(at);
-        self.complete(completion, sink)
-    }
-
-    fn complete(&mut self, completion: Option<Completion>, sink: &mut impl Sink<Self>) -> bool {
-        let payload = self.brought.take();
-        let is_some = completion.is_some();
-        if let Some(completion) = completion {
-            sink.completed(self, completion, payload);
-        }
-        is_some
-    }
-
-    /// What an entry of the completion queue means, if it is one of a place's.
+    /// The completion of an entry of the completion queue, if the entry belongs to a lane.
+    #[inline]
     pub(super) fn reap(&mut self, number: u64, result: i32, flags: u32) -> Option<Completion> {
         if number >= WAITED {
-            self.wake_armed &= number != WOKEN;
-            if number == WAITED {
-                self.collect_misled();
-            }
+            self.reap_own(number);
             return None;
         }
-        let at = Place::from_number(number as u32);
+        let at = LaneId::from_number(number as u32);
         let op = self.in_flight.get(at.slot())?.op(at.lane());
-        self.reap_place(at, op, result, flags)
+        match (op, result) {
+            (RingOp::RecvSwap | RingOp::RecvStream, len @ 1..) => {
+                Some(self.received(at, op, len as u32, flags))
+            }
+            (RingOp::Transfer, len @ 1..) => {
+                if at.lane() == Lane::Write {
+                    self.note_written(at, Ok(len as u32));
+                }
+                self.end(at);
+                Some(Completion::last(at, Ok(len as u32)))
+            }
+            _ => self.reap_other(at, op, result, flags),
+        }
     }
 
-    fn reap_place(&mut self, at: Place, op: Op, result: i32, flags: u32) -> Option<Completion> {
+    /// Handles an entry of the backend's own.
+    #[cold]
+    fn reap_own(&mut self, number: u64) {
+        match number {
+            WOKEN => self.wake_armed = false,
+            WAITED => self.collect_misled(),
+            _ => debug_assert_eq!(number, IGNORED),
+        }
+    }
+
+    /// The completion of a receive that put bytes into a lent buffer.
+    #[inline]
+    fn received(&mut self, at: LaneId, op: RingOp, len: u32, flags: u32) -> Completion {
+        let more = cqueue::more(flags);
+        if !more {
+            self.end_receive(at, len);
+        }
+        let credit = match op {
+            RingOp::RecvStream => self.op_table.credit(at.slot()),
+            _ => None,
+        };
+        let lease = cqueue::buffer_select(flags)
+            .and_then(|id| self.buffers.take(id, len as usize, flags, credit));
+        debug_assert!(lease.is_some(), "a buffer was filled that was not lent");
+        match lease {
+            Some(lease) => Completion::leased(at, more, lease),
+            None => Completion::last(at, Err(Errno(libc::EIO))),
+        }
+    }
+
+    /// All rarer completions: ends, errors, operations that wait.
+    #[inline(never)]
+    fn reap_other(
+        &mut self,
+        at: LaneId,
+        op: RingOp,
+        result: i32,
+        flags: u32,
+    ) -> Option<Completion> {
         let result = match result {
-            len @ 1.. => Ok(len as u32),
-            0 => Ok(0),
+            0.. => Ok(result as u32),
             errno => Err(Errno(-errno)),
         };
         match op {
             op if op.is_polled() => return self.ready_polled(at, op, result),
-            Op::Ready => return self.is_told_ready(at, result),
-            Op::AcceptOnce | Op::PolledAccept if self.accepts_again(at, op, result) => return None,
-            Op::Transfer if at.lane() == Lane::Write => self.note_written(at, result),
+            RingOp::Ready => return self.is_told_ready(at, result),
+            RingOp::AcceptOnce | RingOp::PolledAccept if self.accepts_again(at, op, result) => {
+                return None;
+            }
+            RingOp::Transfer if at.lane() == Lane::Write => self.note_written(at, result),
             _ => {}
         }
         let more = cqueue::more(flags);
         if !more {
             self.end(at);
         }
-        let result = match (op, result) {
-            (Op::Idle, _) => return None,
-            (Op::RecvPrivate, _) => {
-                self.brought = self.end_private(at, result);
-                result
+        debug_assert_ne!(op, RingOp::Idle, "{at:?} completes and is idle");
+        if let Some(id) = cqueue::buffer_select(flags) {
+            self.buffers.untake(id, flags);
+        }
+        let outcome = match (op, result) {
+            (RingOp::RecvPrivate, result) => self.end_private(at, result),
+            (_, Err(errno)) => Outcome::Failed(errno),
+            (RingOp::Accept | RingOp::AcceptOnce, Ok(fd)) => {
+                // SAFETY: the kernel made this descriptor for this process, and reports it once.
+                Outcome::Accepted(unsafe { OwnedFd::from_raw_fd(fd as i32) })
             }
-            (Op::Transfer, _) | (_, Err(_)) => result,
-            (Op::RecvSwap | Op::RecvStream, Ok(len)) => {
-                if let (Op::RecvSwap, Some(socket)) = (op, self.in_flight.get_mut(at.slot())) {
-                    socket.learn(len);
-                }
-                let stream = (op == Op::RecvStream).then_some(at);
-                let lease = self.received(stream, len, flags);
-                self.brought = lease.map_or(Payload::None, Payload::Lease);
-                result
-            }
-            (Op::Accept | Op::AcceptOnce, Ok(fd)) => {
-                // SAFETY: the kernel made this descriptor for us, and says so once.
-                self.brought = Payload::Socket(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-                Ok(0)
-            }
-            (_, Ok(_)) => Ok(0),
+            (RingOp::Connect, Ok(_)) => Outcome::Done(0),
+            (_, Ok(len)) => Outcome::Done(len),
         };
-        Some(Completion { at, more, result })
+        Some(Completion { at, more, outcome })
     }
 
-    /// A lane that was woken in the epoll instance tries again.
+    /// Tries again with a lane that was woken in the epoll instance.
     #[cold]
-    pub(super) fn reap_woken(&mut self, at: Place) -> Option<Completion> {
+    pub(super) fn reap_woken(&mut self, at: LaneId) -> Option<Completion> {
         if !self.misled.waits(at) {
             return None;
         }
         match self.in_flight.get(at.slot())?.op(at.lane()) {
-            Op::Ready => self.is_told_ready(at, Ok(0)),
+            RingOp::Ready => self.is_told_ready(at, Ok(0)),
             op => self.ready_polled(at, op, Ok(0)),
         }
     }
 
-    /// A lane that only waits to be ready is said to be so.
-    fn is_told_ready(&mut self, at: Place, polled: Result<u32, Errno>) -> Option<Completion> {
+    /// Completes a `ready` after a poll, unless the descriptor is not ready after all.
+    fn is_told_ready(&mut self, at: LaneId, polled: Result<u32, Errno>) -> Option<Completion> {
         let cancelled = self.in_flight.get(at.slot())?.is_cancelled(at.lane());
         let result = match polled.and_then(|_| self.is_ready(at)) {
             Ok(true) => Ok(0),
@@ -171,30 +158,22 @@ impl Uring {
         Some(Completion::last(at, result))
     }
 
-    /// The lease of what a receive put into a lent buffer, charged to a stream's account.
-    #[inline(always)]
-    fn received(&mut self, stream: Option<Place>, len: u32, flags: u32) -> Option<SwapBuf> {
-        let id = cqueue::buffer_select(flags)?;
-        let credit = stream.and_then(|at| self.loads.credit(at.slot()));
-        self.buffers.take(id, len as usize, flags, credit)
-    }
-
-    /// The operation has ended; what it used is the watcher's again.
-    #[inline(always)]
-    pub(super) fn end(&mut self, at: Place) {
+    /// Ends an operation. Its data is the watcher's again.
+    #[inline]
+    pub(super) fn end(&mut self, at: LaneId) {
         if let Some(socket) = self.in_flight.get_mut(at.slot()) {
             self.cancelling -= usize::from(socket.end(at.lane()));
         }
-        self.loads.end(at);
+        self.op_table.end(at);
     }
-}
 
-#[cold]
-fn hand_out_last(
-    uring: &mut Uring,
-    at: Place,
-    result: Result<u32, Errno>,
-    sink: &mut impl Sink<Uring>,
-) {
-    sink.completed(uring, Completion::last(at, result), Payload::None);
+    /// Ends a receive, and learns from its size.
+    #[inline]
+    fn end_receive(&mut self, at: LaneId, len: u32) {
+        if let Some(socket) = self.in_flight.get_mut(at.slot()) {
+            socket.learn(len);
+            self.cancelling -= usize::from(socket.end(at.lane()));
+        }
+        self.op_table.end(at);
+    }
 }

@@ -1,19 +1,21 @@
-//! A ring that the kernel lets do nothing but what this library does: whoever gets hold of its
-//! descriptor or its memory can receive and send, but not open files. Registered once, before the
-//! ring is enabled; what is not listed here ends with `EACCES`.
+//! Restrictions of a ring: the kernel then allows only the operations that this library uses.
+//! Somebody who gets hold of the ring's descriptor or memory can receive and send, but not open
+//! files. They are registered once, before the ring is enabled. All operations that are not listed
+//! here end with `EACCES`.
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 
-use crate::error::Refusal;
+use crate::error::SetupError;
 
-/// Operations of `io_uring_register(2)` that come after: by their numbers in the kernel's header.
+/// The operations of `io_uring_register(2)` that are used later, by their numbers in the kernel's
+/// header.
 const REGISTER_EVENTFD: u8 = 4;
 const UNREGISTER_EVENTFD: u8 = 5;
 const REGISTER_ENABLE_RINGS: u8 = 12;
 
 /// Restricts a ring that is not enabled yet and has its files and buffers registered.
-pub(super) fn restrict(ring: &IoUring) -> Result<(), Refusal> {
+pub(super) fn restrict(ring: &IoUring) -> Result<(), SetupError> {
     let flags = squeue::Flags::BUFFER_SELECT | squeue::Flags::SKIP_SUCCESS;
     let submissions = [
         opcode::Recv::CODE,
@@ -32,7 +34,7 @@ pub(super) fn restrict(ring: &IoUring) -> Result<(), Refusal> {
     all.extend(registrations.map(Restriction::register_op));
     ring.submitter()
         .register_restrictions(&mut all)
-        .map_err(|error| super::setup::refusal("restricting the ring", &error))
+        .map_err(|error| super::setup::setup_error("restricting the ring", &error))
 }
 
 #[cfg(test)]
@@ -43,7 +45,7 @@ mod tests {
     use super::*;
     use crate::{Backend, Options};
 
-    /// How a ring ends an operation that names no memory.
+    /// The result of an operation that names no memory.
     fn outcome(restricted: bool, entry: &squeue::Entry) -> i32 {
         let options = Options {
             restricted,
@@ -62,13 +64,13 @@ mod tests {
     #[test]
     fn forbidden_operations_are_refused_by_the_kernel() {
         let ring = Uring::new(&Options::SMALL);
-        if let Err(refusal) = ring {
-            return eprintln!("skipped: no io_uring here: {refusal:?}");
+        if let Err(setup_error) = ring {
+            return eprintln!("skipped: no io_uring here: {setup_error:?}");
         }
         let nop = opcode::Nop::new().build();
         assert_eq!(outcome(false, &nop), 0);
         assert_eq!(outcome(true, &nop), -libc::EACCES);
-        // Forbidden by its flags only.
+        // Only its flags are forbidden.
         let cancel = opcode::AsyncCancel::new(7).build();
         assert_eq!(outcome(true, &cancel), -libc::ENOENT);
         let drained = cancel.flags(squeue::Flags::IO_DRAIN);

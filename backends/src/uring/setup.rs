@@ -1,8 +1,9 @@
-//! Getting a ring: flags peeled off step by step until the kernel takes them, sizes halved until
-//! they fit the memory limit, and real operations as the proof that the rest will work.
+//! Builds a ring. Setup flags are dropped step by step until the kernel takes them, sizes are
+//! halved until they fit the memory limit, and real operations prove that the rest will work.
 //!
-//! `io_uring_setup(2)` succeeding proves nothing: a seccomp filter may refuse the other two calls,
-//! and some kernels accept what they do not do. So a small ring runs what the backend will run.
+//! A successful `io_uring_setup(2)` proves nothing: a seccomp filter may refuse the other two
+//! calls, and some kernels accept flags that they do not support. So a small ring runs the
+//! operations that the backend needs.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -15,18 +16,23 @@ use super::buffer_ring::BufferRing;
 use super::entries;
 use super::features::Features;
 use crate::error::Errno;
-use crate::error::Refusal;
+use crate::error::SetupError;
 use crate::swap::Pool;
 use crate::wake::Waker;
 
-/// The rings of the proof are small: they exist for a moment.
+/// The size of the proof's rings. They are small, because they exist for a moment only.
 const PROOF_ENTRIES: u32 = 8;
-/// A bound on the proof: a kernel that does not answer by then is declined.
+/// The time limit of the proof. A kernel that does not answer by then is declined.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
-/// The completion queue holds this many times the submission queue.
+/// The number of completion entries for each submission entry.
 const CQ_PER_SQ: u32 = 4;
+/// The least number of completion entries, if there is memory for them: 16 KiB. The kernel sizes by
+/// it the table in which it searches for operations to cancel. With 9,000 operations in flight and
+/// a submission queue of one, closing a watcher takes 0.1 s with this table, 0.7 s without, and no
+/// less with a larger one.
+const CQ_MIN: u32 = 1024;
 
-/// The steps of the ladder, best first.
+/// A combination of setup flags. The ladder lists them, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rung {
     no_sqarray: bool,
@@ -43,14 +49,14 @@ const LADDER: [Rung; 5] = [
     Rung::new([false, false, false, false]),
 ];
 
-/// Finds out what works here by doing it.
-pub(super) fn prove() -> Result<Features, Refusal> {
+/// Finds the features that work here, by using them.
+pub(super) fn prove() -> Result<Features, SetupError> {
     let allowed = Features::allowed()?;
     let (ring, rung) = first_rung(allowed)?;
     require_features(&ring)?;
     let (nop, _) = run(&ring, opcode::Nop::new().build())
-        .map_err(|error| refusal("io_uring_enter", &error))?;
-    nop.map_err(|errno| refusal("a no-op", &io::Error::from_raw_os_error(errno)))?;
+        .map_err(|error| setup_error("io_uring_enter", &error))?;
+    nop.map_err(|errno| setup_error("a no-op", &io::Error::from_raw_os_error(errno)))?;
     let mut features = Features {
         no_sqarray: rung.no_sqarray,
         defer_taskrun: rung.defer_taskrun,
@@ -60,12 +66,12 @@ pub(super) fn prove() -> Result<Features, Refusal> {
         ..allowed
     };
     prove_receives(&ring, &mut features)
-        .map_err(|error| refusal("receiving into a buffer ring", &error))?;
+        .map_err(|error| setup_error("receiving into a buffer ring", &error))?;
     Ok(features)
 }
 
 /// The ring for the watcher: disabled until its thread enables it.
-pub(super) fn build(features: Features, entries: u32) -> Result<IoUring, Refusal> {
+pub(super) fn build(features: Features, entries: u32) -> Result<IoUring, SetupError> {
     let rung = Rung {
         no_sqarray: features.no_sqarray,
         defer_taskrun: features.defer_taskrun,
@@ -73,15 +79,21 @@ pub(super) fn build(features: Features, entries: u32) -> Result<IoUring, Refusal
         coop_taskrun: features.coop_taskrun,
     };
     let mut entries = entries.next_power_of_two().max(PROOF_ENTRIES);
+    let mut completions = (entries * CQ_PER_SQ).max(CQ_MIN);
     loop {
-        match rung.build(entries, true) {
-            // Memory that can be locked is limited per user: ask for less.
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > PROOF_ENTRIES => {
-                entries /= 2;
-            }
-            Err(error) => return Err(refusal("io_uring_setup", &error)),
+        let error = match rung.build(entries, completions, true) {
             Ok(ring) => return Ok(ring),
+            Err(error) => error,
+        };
+        let is_least = completions == PROOF_ENTRIES * CQ_PER_SQ;
+        if error.raw_os_error() != Some(libc::ENOMEM) || is_least {
+            return Err(setup_error("io_uring_setup", &error));
         }
+        // Lockable memory is limited for each user: ask for less.
+        if completions == entries * CQ_PER_SQ {
+            entries /= 2;
+        }
+        completions = entries * CQ_PER_SQ;
     }
 }
 
@@ -96,7 +108,8 @@ impl Rung {
         }
     }
 
-    /// Without what is not allowed, and what the kernel takes only together with that.
+    /// The rung without the flags that are not allowed, and without those that the kernel takes
+    /// only together with them.
     fn within(self, allowed: Features) -> Self {
         let single_issuer = self.single_issuer && allowed.single_issuer;
         let defer_taskrun = self.defer_taskrun && allowed.defer_taskrun && single_issuer;
@@ -109,13 +122,13 @@ impl Rung {
         }
     }
 
-    fn build(self, entries: u32, disabled: bool) -> io::Result<IoUring> {
+    fn build(self, entries: u32, completions: u32, disabled: bool) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
         builder
             .dontfork()
             .setup_clamp()
             .setup_submit_all()
-            .setup_cqsize(entries * CQ_PER_SQ);
+            .setup_cqsize(completions);
         if disabled {
             builder.setup_r_disabled();
         }
@@ -135,19 +148,19 @@ impl Rung {
     }
 }
 
-fn first_rung(allowed: Features) -> Result<(IoUring, Rung), Refusal> {
+fn first_rung(allowed: Features) -> Result<(IoUring, Rung), SetupError> {
     let mut last = io::Error::from_raw_os_error(libc::EINVAL);
     for rung in LADDER.map(|rung| rung.within(allowed)) {
-        match rung.build(PROOF_ENTRIES, false) {
+        match rung.build(PROOF_ENTRIES, PROOF_ENTRIES * CQ_PER_SQ, false) {
             Ok(ring) => return Ok((ring, rung)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
-            Err(error) => return Err(refusal("io_uring_setup", &error)),
+            Err(error) => return Err(setup_error("io_uring_setup", &error)),
         }
     }
-    Err(refusal("io_uring_setup", &last))
+    Err(setup_error("io_uring_setup", &last))
 }
 
-fn require_features(ring: &IoUring) -> Result<(), Refusal> {
+fn require_features(ring: &IoUring) -> Result<(), SetupError> {
     let params = ring.params();
     let complete = params.is_feature_nodrop()
         && params.is_feature_submit_stable()
@@ -158,11 +171,11 @@ fn require_features(ring: &IoUring) -> Result<(), Refusal> {
         Ok(())
     } else {
         let old = io::Error::from_raw_os_error(libc::ENOSYS);
-        Err(refusal("features of io_uring_setup", &old))
+        Err(setup_error("features of io_uring_setup", &old))
     }
 }
 
-/// Finds out how receives into a buffer ring work here.
+/// Finds out which receives into a buffer ring work here.
 fn prove_receives(ring: &IoUring, features: &mut Features) -> io::Result<()> {
     if !features.buffer_rings {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -178,7 +191,8 @@ fn prove_receives(ring: &IoUring, features: &mut Features) -> io::Result<()> {
 fn receive(ring: &IoUring, features: Features) -> io::Result<()> {
     let waker = std::sync::Arc::new(Waker::new()?);
     let pool = Pool::new(4096, 2, waker);
-    // All that can fail for want of descriptors comes first: the next attempt registers again.
+    // Everything that can fail for want of descriptors comes first, because the next attempt
+    // registers again.
     let (mut here, there) = UnixStream::pair()?;
     let mut buffers = BufferRing::register(&ring.submitter(), 2, features.incremental)?;
     buffers.refill(&pool);
@@ -206,15 +220,15 @@ fn receive(ring: &IoUring, features: Features) -> io::Result<()> {
             Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     });
-    // What is still armed ends with its socket, before its buffers are taken away. If shutting
-    // down fails it does not end, and the wait for it says so.
+    // A receive that is still armed ends with its socket, before its buffers are taken away. If the
+    // shutdown fails, the receive does not end, and the wait for it fails.
     drop(here);
     let _ = there.shutdown(std::net::Shutdown::Both);
     while armed {
         match wait_one(ring) {
             Ok((_, flags)) => armed = cqueue::more(flags),
             Err(error) => {
-                // That the kernel writes cannot be ruled out: leave the buffers to it.
+                // The kernel may still write: leave the buffers to it.
                 buffers.leak();
                 return Err(error);
             }
@@ -227,8 +241,8 @@ fn receive(ring: &IoUring, features: Features) -> io::Result<()> {
 type Outcome = (Result<usize, i32>, u32);
 
 fn run(ring: &IoUring, entry: squeue::Entry) -> io::Result<Outcome> {
-    // SAFETY: the entries of the proof name no memory; what their buffer ring names outlives them.
-    // There is no other `SubmissionQueue` of this ring.
+    // SAFETY: the entries of the proof name no memory; the memory that their buffer ring names
+    // outlives them. There is no other `SubmissionQueue` of this ring.
     unsafe { ring.submission_shared().push(&entry) }
         .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
     wait_one(ring)
@@ -250,9 +264,9 @@ fn wait_one(ring: &IoUring) -> io::Result<Outcome> {
     Ok((result, cqe.flags()))
 }
 
-pub(super) fn refusal(step: &'static str, error: &io::Error) -> Refusal {
+pub(super) fn setup_error(step: &'static str, error: &io::Error) -> SetupError {
     let errno = Errno(error.raw_os_error().unwrap_or(libc::EIO));
-    Refusal {
+    SetupError {
         step,
         errno,
         advice: errno.advice(),

@@ -1,11 +1,13 @@
-//! Ending a ring without the kernel writing into memory that was freed.
+//! Ends a ring so that the kernel does not write into freed memory.
 //!
-//! Closing a ring is asynchronous: the kernel was seen to write into buffers after `close(2)`
-//! returned. So the ring's own thread cancels everything and collects it first: a thousand operations
-//! take 5 ms. Many more take long on a small ring, since the kernel looks for each in a table as small
-//! as the ring; and other threads are not let in at all. Then the kernel cancels everything when the
-//! ring is closed, and a pipe that hangs up with the ring tells when that is done: after 20 to 60 ms, be
-//! it one operation or 9,000. (Measured on 6.18.)
+//! Closing a ring is asynchronous: the kernel was seen to write into buffers after `close(2)` had
+//! returned. So the ring's own thread first cancels all operations and collects their completions,
+//! which takes 5 ms for a thousand of them.
+//!
+//! Two cases go another way. Many more operations take long on a small ring, because the kernel
+//! looks for each in a table as small as the ring. And the ring lets no other thread in. In both,
+//! the kernel cancels everything when the ring is closed. A pipe that hangs up with the ring tells
+//! when that is done: after 20 to 60 ms, for one operation as for 9,000. (Measured on 6.18.)
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -19,13 +21,15 @@ use super::Uring;
 use super::buffer_ring::BufferRing;
 use super::private::PrivateReads;
 use crate::error::Errno;
-use crate::{Backend, LoadTable, Until, sys};
+use crate::{Backend, OpTable, Until, sys};
 
-/// How many operations are cancelled one by one: for more, closing the ring is faster.
+/// The greatest number of operations that are cancelled one by one. For more, closing the ring is
+/// faster.
 const DRAIN_MAX: usize = 2_000;
-/// How long a drop may wait.
+/// The greatest time that a drop may wait.
 const WAIT_MAX: Duration = Duration::from_millis(100);
-/// How long the memory of a ring is kept that does not end in time: a forked process may hold it.
+/// The time for which the memory of a ring is kept that does not end in time: a forked process may
+/// hold the ring.
 const KEEP_MAX: Duration = Duration::from_secs(10);
 
 /// The read end of a pipe that hangs up when the ring is gone.
@@ -39,7 +43,7 @@ impl ExitPipe {
         Ok(ExitPipe(read.into()))
     }
 
-    /// Whether the ring is gone, or is by then.
+    /// Waits until the ring is gone, until this time at most. Returns whether it is gone.
     fn hangs_up(&self, until: Instant) -> bool {
         let sleep = || sys::wait_readable(self.0.as_fd(), Until::Time(until)).is_ok();
         let gone = || sys::is_ready(self.0.as_raw_fd(), crate::Interest::Readable) == Ok(true);
@@ -52,19 +56,19 @@ impl ExitPipe {
     }
 }
 
-/// What the kernel may write to, or read from, until the ring is gone.
+/// The memory that the kernel may write to, or read from, until the ring is gone.
 struct KernelMemory {
-    _loads: LoadTable,
+    _op_table: OpTable,
     _buffers: BufferRing,
     _private: PrivateReads,
     _wake_count: Box<u64>,
 }
 
 impl KernelMemory {
-    /// Frees it when the ring is gone, on a thread that ends then. If there can be no thread, or the
-    /// ring does not end, the memory stays allocated.
+    /// Frees the memory when the ring is gone, on a thread that ends then. If no thread can be
+    /// started, or the ring does not end, the memory stays allocated.
     fn free_after(self, exit: ExitPipe) {
-        // Nor is it dropped with what a thread that cannot be started would have done.
+        // `ManuallyDrop`, because a thread that cannot be started drops its closure.
         let memory = ManuallyDrop::new(self);
         let wait = move || {
             if exit.hangs_up(Instant::now() + KEEP_MAX) {
@@ -78,22 +82,24 @@ impl KernelMemory {
 }
 
 impl Uring {
-    /// Cancels everything and collects it. False if it is too much, or this thread is not let in.
+    /// Cancels all operations and collects their completions. False if some may still run: there
+    /// are too many, they take too long, or the ring does not let this thread in.
     fn drain(&mut self, until: Instant) -> bool {
         let running: Vec<_> = self.in_flight.all().collect();
         if running.len() > DRAIN_MAX {
             return false;
         }
-        for place in running {
-            self.cancel(place, false);
+        for at in running {
+            self.cancel(at, false);
         }
         self.disarm_wake();
         while self.running() > 0 {
             self.push_deferred();
             self.sync();
             let queued = !self.deferred.is_empty();
-            // As long as cancellations are queued there is more to submit, and nothing to wait for.
-            // After that as much is asked for as still runs, so this ends as soon as that has ended.
+            // While cancellations are queued there is more to submit, and nothing to wait for.
+            // After that the wait asks for as many completions as there are running operations, so
+            // it ends as soon as all have ended.
             let most = self.ring.params().cq_entries() as usize;
             let all = self.completion.len() + self.running();
             let want = if queued { 0 } else { all.min(most) };
@@ -109,25 +115,27 @@ impl Uring {
                 break;
             }
         }
-        // Memory is freed if this says so: it is looked at, not counted.
+        // Memory is freed on this answer, so it comes from the table itself, not from a count.
         !self.wake_armed && self.in_flight.all().next().is_none()
     }
 
-    /// In a forked child: only its copies go. The ring is the parent's, and its mapping was never
-    /// here: somebody else's memory may lie there by now, so the box that would unmap it is kept.
+    /// In a forked child: closes and frees the child's copies only. The ring is the parent's. Its
+    /// mapping was never in the child, and other memory may lie there by now. So the box that would
+    /// unmap it is leaked.
     fn leave_to_parent(&mut self) {
-        // SAFETY: the box is leaked, so that nobody else closes this. The kernel, which works for the
-        // parent, uses the parent's memory. Each is dropped once, here, and not used afterwards.
+        // SAFETY: the box is leaked, so nobody else closes this descriptor. The kernel works for
+        // the parent and uses the parent's memory. Each value is dropped once, here, and not used
+        // afterwards.
         unsafe {
             drop(OwnedFd::from_raw_fd(self.ring.as_raw_fd()));
             ManuallyDrop::drop(&mut self.exit);
-            ManuallyDrop::drop(&mut self.loads);
+            ManuallyDrop::drop(&mut self.op_table);
             ManuallyDrop::drop(&mut self.buffers);
             ManuallyDrop::drop(&mut self.private);
         }
     }
 
-    /// How much is in flight after all was cancelled.
+    /// The number of operations in flight after all were cancelled.
     fn running(&self) -> usize {
         self.cancelling + usize::from(self.wake_armed)
     }
@@ -139,27 +147,29 @@ impl Drop for Uring {
             return self.leave_to_parent();
         }
         let until = Instant::now() + WAIT_MAX;
+        // A ring that was never enabled has no operations.
         let drained = !self.bound || self.drain(until);
-        // What the ring accepted and nobody took is closed.
+        // Sockets that the ring accepted and that nobody took are closed.
         self.sync();
         while self.next().is_some() {}
         let ring: *const IoUring = self.ring;
-        // SAFETY: `Uring::new` leaked this box. The queues refer to it, but no drop code of theirs
-        // runs and they are not used again; nor is `ring`.
+        // SAFETY: `Uring::new` leaked this box. The queues refer to it, but none of their drop code
+        // runs, and they are not used again; nor is `ring`.
         drop(unsafe { Box::from_raw(ring.cast_mut()) });
-        // Before the wait: peers see their end as soon as the kernel has let go of the sockets, too.
+        // Before the wait, so that peers see their end as soon as the kernel, too, has let go of
+        // the sockets.
         self.in_flight.close_all(&mut self.counts);
-        // SAFETY: taken once, here, and not used afterwards.
-        let (exit, loads, buffers, private) = unsafe {
+        // SAFETY: each is taken once, here, and not used afterwards.
+        let (exit, op_table, buffers, private) = unsafe {
             (
                 ManuallyDrop::take(&mut self.exit),
-                ManuallyDrop::take(&mut self.loads),
+                ManuallyDrop::take(&mut self.op_table),
                 ManuallyDrop::take(&mut self.buffers),
                 ManuallyDrop::take(&mut self.private),
             )
         };
         let memory = KernelMemory {
-            _loads: loads,
+            _op_table: op_table,
             _buffers: buffers,
             _private: private,
             _wake_count: std::mem::take(&mut self.wake_count),

@@ -1,4 +1,5 @@
-//! What `emulated/kqueue.rs` relies on, asked of the system itself, be it a real one or the model.
+//! Tests of the properties of kqueue that `emulated/kqueue.rs` relies on, with the real system or
+//! the model.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,13 +17,13 @@ fn pair() -> (TcpStream, TcpStream) {
     (listener.accept().unwrap().0, peer)
 }
 
-/// How long a test waits for what must happen. Only a hang takes that long.
+/// The time for which a test waits for an event. Only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a test looks for what must not happen.
+/// The time for which a test makes sure that there is no event.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// What happens first: filter, token, whether it was the end.
+/// The first event: filter, token, and whether it is the end.
 fn happened(queue: &Kqueue) -> Vec<(bool, u64, bool)> {
     within(queue, PATIENCE)
 }
@@ -171,7 +172,7 @@ fn is_readable_while_there_are_events() {
     let (queue, ours, mut peer) = watching();
     assert!(!readable(&queue));
     peer.write_all(b"x").unwrap();
-    // Not when the byte is there, but when that is told.
+    // The queue is readable once the byte is reported, not once it is there.
     let end = Instant::now() + PATIENCE;
     while !readable(&queue) {
         assert!(Instant::now() < end, "nobody tells");
@@ -181,7 +182,7 @@ fn is_readable_while_there_are_events() {
     drop(ours);
 }
 
-/// And by another queue: for reading only.
+/// Another queue can watch it, for reading only.
 #[test]
 fn is_watched_by_another_queue() {
     let (inner, ours, mut peer) = watching();

@@ -1,5 +1,6 @@
-//! Where systems with a kqueue differ: which one the model follows, and what calls other than those
-//! of a kqueue answer there. `GAIO_KQUEUE_MODEL` names it: `new`, `old` or `netbsd`.
+//! The differences between systems with a kqueue: the one that the model follows, and the answers
+//! of calls other than those of a kqueue there. `GAIO_KQUEUE_MODEL` names it: `new`, `old` or
+//! `netbsd`.
 
 use std::ffi::c_int;
 use std::io::Write;
@@ -10,22 +11,22 @@ use std::time::{Duration, Instant};
 use super::poll;
 use crate::error::Errno;
 
-/// The type of what is no file at all.
+/// The type of a descriptor that is no file at all.
 const NO_FILE: libc::mode_t = 0;
 
-/// What is modelled.
+/// The kind of system that is modelled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ways {
     /// A kqueue with user events and receipts.
     New,
-    /// One without them.
+    /// A kqueue without them.
     Old,
-    /// One without them, and what else NetBSD before 10 does in its own way.
+    /// A kqueue without them, and with all else that NetBSD before 10 does in its own way.
     NetBsd,
 }
 
 impl Ways {
-    /// What the environment says; it is asked once, since tests count what is allocated.
+    /// The environment's choice. It is asked for once, since tests count allocations.
     fn of_environment() -> Option<Ways> {
         static WAYS: OnceLock<Option<Ways>> = OnceLock::new();
         *WAYS.get_or_init(|| match std::env::var("GAIO_KQUEUE_MODEL").as_deref() {
@@ -36,7 +37,7 @@ impl Ways {
         })
     }
 
-    /// The same for a new queue.
+    /// The choice for a new queue.
     pub(super) fn choose() -> Result<Ways, Errno> {
         Ways::of_environment().ok_or(Errno(libc::EINVAL))
     }
@@ -46,8 +47,8 @@ impl Ways {
         self == Ways::New
     }
 
-    /// When a timer fires that is set now. NetBSD's run by ticks, and the one that is running
-    /// counts as whole.
+    /// The time at which a timer fires that is set now. NetBSD's timers run by ticks, and the
+    /// present tick counts as a whole one.
     pub(super) fn fires_at(self, ms: u64) -> Instant {
         const TICK_MS: u64 = 10;
         static START: OnceLock<Instant> = OnceLock::new();
@@ -60,7 +61,7 @@ impl Ways {
         start + Duration::from_millis(ticks * TICK_MS)
     }
 
-    /// Whether what a descriptor stands for can be watched for `EVFILT_WRITE`.
+    /// Whether the file behind a descriptor can be watched for `EVFILT_WRITE`.
     pub(super) fn may_watch_writing(
         self,
         what: BorrowedFd<'_>,
@@ -68,7 +69,7 @@ impl Ways {
     ) -> Result<(), Errno> {
         let said = || poll(what.as_raw_fd());
         match file_type {
-            // Of either end, once the other is gone.
+            // Either end is refused once the other is gone.
             libc::S_IFIFO if self == Ways::NetBsd => {
                 let gone = said() & (libc::POLLERR | libc::POLLHUP) != 0;
                 if gone {
@@ -84,7 +85,7 @@ impl Ways {
     }
 }
 
-/// What a kqueue says of what Linux cannot wait for.
+/// A kqueue's error for a descriptor that Linux cannot wait for.
 pub(super) fn refused(errno: Errno, file_type: libc::mode_t) -> Errno {
     match (errno, file_type) {
         (Errno(libc::EPERM), libc::S_IFCHR) => Errno(libc::ENODEV),
@@ -96,7 +97,7 @@ fn is_netbsd() -> bool {
     Ways::of_environment() == Some(Ways::NetBsd)
 }
 
-/// Flags of `send(2)`, as far as the system heeds them.
+/// The flags of `send(2)` that the system heeds.
 pub(in crate::sys) fn heeded(flags: c_int) -> c_int {
     if is_netbsd() {
         flags & !libc::MSG_DONTWAIT
@@ -105,8 +106,8 @@ pub(in crate::sys) fn heeded(flags: c_int) -> c_int {
     }
 }
 
-/// What `accept(2)` says instead of Linux' `EINVAL` of a listener that was shut down: nothing (NetBSD,
-/// macOS), or as often as it is asked that a connection was lost (OpenBSD, DragonFly).
+/// The error of `accept(2)` on a listener that was shut down, in place of Linux's `EINVAL`. NetBSD
+/// and macOS report nothing. OpenBSD and DragonFly report a lost connection, each time.
 pub(in crate::sys) fn accept_says(errno: Errno) -> Errno {
     match errno {
         Errno(libc::EINVAL) if is_netbsd() => Errno(libc::EAGAIN),
@@ -115,7 +116,7 @@ pub(in crate::sys) fn accept_says(errno: Errno) -> Errno {
     }
 }
 
-/// What `recv(2)` says of a listener instead of Linux' `ENOTCONN`, which is all it says: the end, if it
+/// The result of `recv(2)` on a listener, in place of Linux's `ENOTCONN`: the end, if the listener
 /// was shut down.
 pub(in crate::sys) fn listener_reads(
     fd: RawFd,
@@ -129,7 +130,7 @@ pub(in crate::sys) fn listener_reads(
     }
 }
 
-/// `fcntl(2)` with `F_SETFL` ends so for a kqueue.
+/// The result of `fcntl(2)` with `F_SETFL`, which fails for a kqueue.
 pub(in crate::sys) fn may_set_flags(fd: RawFd) -> Result<(), Errno> {
     if is_queue(fd) {
         return Err(Errno(libc::ENOTTY));
@@ -137,10 +138,10 @@ pub(in crate::sys) fn may_set_flags(fd: RawFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether this is a queue, or any other epoll instance, under whatever number.
+/// Whether a descriptor is a queue, or any other epoll instance. It may be a duplicate.
 pub(in crate::sys) fn is_queue(fd: RawFd) -> bool {
     const EPOLL: &[u8] = b"anon_inode:[eventpoll]";
-    // Not on the heap, as the table of descriptors.
+    // Not on the heap, for the same reason as the table of descriptors.
     let (mut path, mut target) = ([0; 32], [0; EPOLL.len() + 1]);
     if write!(&mut path[..31], "/proc/self/fd/{fd}").is_err() {
         return false;
