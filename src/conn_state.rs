@@ -123,6 +123,12 @@ impl Stage {
     pub(crate) fn is_to_start(self) -> bool {
         matches!(self, Stage::Dirty | Stage::BufferGranted | Stage::Overdue)
     }
+
+    /// Whether the lane waits for something that another part of the engine tells it.
+    #[inline]
+    pub(crate) fn is_waiting(self) -> bool {
+        !self.is_to_start() && self != Stage::None
+    }
 }
 
 impl Phase {

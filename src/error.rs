@@ -30,6 +30,13 @@ impl<T> Rejected<T> {
         Rejected(Box::new((error, what)))
     }
 
+    /// The same refusal, with what was handed in as the caller knows it.
+    #[cold]
+    pub(crate) fn map<U>(self, known: impl FnOnce(T) -> U) -> Rejected<U> {
+        let (error, what) = self.into_parts();
+        Rejected::new(error, known(what))
+    }
+
     /// The reason.
     pub fn error(&self) -> Error {
         self.0.0

@@ -205,10 +205,7 @@ impl<C> Remote<C> {
         deadline: impl Into<Deadline>,
     ) -> Result<OpId, Rejected<(C, Vec<Buffer>)>> {
         let written = self.write_timeout(ctx, conn, Buffer::from_parts(parts), deadline);
-        written.map_err(|rejected| {
-            let (error, (ctx, buffer)) = rejected.into_parts();
-            Rejected::new(error, (ctx, buffer.into_parts()))
-        })
+        written.map_err(|rejected| rejected.map(|(ctx, buffer)| (ctx, buffer.into_parts())))
     }
 
     /// See [`Watcher::send_file`](crate::Watcher::send_file).

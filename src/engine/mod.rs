@@ -185,13 +185,8 @@ impl<C> Engine<C> {
             Position::First(at) => {
                 let (mut buffer, done) = self.backend.op_table().take_buffer(at);
                 self.backend.op_table().clear(at);
-                let kind = self.conns.request(key).map(|pending| pending.kind);
-                if let Some(RequestKind::Read | RequestKind::ReadFull) = kind {
-                    // Until now its length included the room that no byte was read into.
-                    buffer.set_filled(done);
-                }
-                if kind == Some(RequestKind::SendFile) {
-                    buffer = Buffer::EMPTY;
+                if let Some(pending) = self.conns.request(key) {
+                    buffer = returned(pending.kind, buffer, done);
                 }
                 self.finish_first(at, buffer, done, error);
             }
@@ -204,13 +199,8 @@ impl<C> Engine<C> {
         let Some(queued) = self.conns.take_queued(key) else {
             return;
         };
-        let (mut buffer, done) = (queued.data.into_buffer(), queued.done);
-        if let RequestKind::Read | RequestKind::ReadFull = queued.pending.kind {
-            buffer.set_filled(done);
-        }
-        if queued.pending.kind == RequestKind::SendFile {
-            buffer = Buffer::EMPTY;
-        }
+        let done = queued.done;
+        let buffer = returned(queued.pending.kind, queued.data.into_buffer(), done);
         let conn = queued.at.and_then(|at| self.conns.get(at.slot()));
         let conn = conn.map_or(Conn::NONE, |state| state.conn);
         self.forget(key, queued.pending.op, queued.pending.has_deadline, error);
@@ -368,6 +358,18 @@ impl<C> Engine<C> {
     pub(crate) fn delivered(&self) -> u64 {
         self.handed_out
     }
+}
+
+/// The buffer as the program gets it back, after so many bytes.
+fn returned(kind: RequestKind, mut buffer: Buffer, done: usize) -> Buffer {
+    match kind {
+        // Until now its length included the room that no byte was read into.
+        RequestKind::Read | RequestKind::ReadFull => buffer.set_filled(done),
+        // The block of the file is the library's own.
+        RequestKind::SendFile => buffer = Buffer::EMPTY,
+        _ => {}
+    }
+    buffer
 }
 
 #[cfg(test)]

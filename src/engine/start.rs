@@ -35,13 +35,7 @@ impl<C> Engine<C> {
         };
         let phase = state.phase;
         let lane = state.lane_mut(at.lane());
-        if matches!(
-            lane.stage,
-            Stage::WaitingForBuffer
-                | Stage::WaitingForLeases
-                | Stage::WaitingToRetry
-                | Stage::WaitingForProgram
-        ) {
+        if lane.stage.is_waiting() {
             return;
         }
         let stage = std::mem::replace(&mut lane.stage, Stage::None);
